@@ -1,0 +1,17 @@
+# The attention of the paper (arXiv 1906.05909), and each part of RetinaNet with it.
+attn_cfg = dict(kernel_size=7, num_heads=8)
+
+attn_backbone = dict(
+    attn_stages=(True, True, True, True),
+    attn_cfg=attn_cfg,
+    # mmdet freezes the first stage and all batch norm statistics at their ImageNet values. Those of
+    # the stem and the 1x1 convolutions are loaded, but attention is new, and all after it must learn.
+    frozen_stages=-1,
+    norm_eval=False,
+)
+# FPN and head have no norm: their convolutions have a bias, and so has attention in their place.
+attn_neck = dict(attn_cfg=dict(bias=True, **attn_cfg))
+attn_head = dict(attn_cfg=dict(bias=True, **attn_cfg))
+
+# Batch norm over two images a GPU is too noisy. Applies to distributed training only.
+sync_bn = 'torch'

@@ -1,0 +1,11 @@
+# mmdet's RetinaNet with our types in the place of its own. Without attn_cfg every part of them is
+# a convolution, and the model is mmdet's to the bit; a leaf gives attn_cfg to the parts that attend.
+_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+
+custom_imports = dict(imports=['sasa_det'])
+
+model = dict(
+    backbone=dict(type='SASAResNet'),
+    neck=dict(type='SASAFPN'),
+    bbox_head=dict(type='SASARetinaHead'),
+)

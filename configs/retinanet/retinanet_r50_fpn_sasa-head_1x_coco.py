@@ -1,0 +1,3 @@
+_base_ = ['../_base_/retinanet_r50_fpn_1x_coco.py', '../_base_/attention.py']
+
+model = dict(bbox_head={{_base_.attn_head}})

@@ -1,0 +1,7 @@
+"""What a detector costs, how well it does and where it looks.
+
+Import from the modules, each named after what it holds; some need all of mmdet and matplotlib:
+:mod:`~sasa_det.analysis.flops`, :mod:`~sasa_det.analysis.coco_numbers`,
+:mod:`~sasa_det.analysis.training_log`, :mod:`~sasa_det.analysis.attention_maps`,
+:mod:`~sasa_det.analysis.plots` and :mod:`~sasa_det.analysis.report`.
+"""

@@ -1,0 +1,34 @@
+"""Local attention's FLOPs for mmengine's analysis, which leaves out operators that it does not know.
+
+torch.utils.flop_counter has its formula beside the operator, in :mod:`sasa_det.ops.library`.
+"""
+
+from mmengine.analysis import complexity_analysis
+from mmengine.analysis.jit_handles import get_shape
+
+from ..ops.library import count_macs
+
+
+def local_attention_flop_jit(inputs, outputs) -> int:
+    """Count the multiply-adds, one each as mmengine counts them, of a traced local attention.
+
+    Args:
+        inputs: The traced operator's arguments (list of torch._C.Value).
+        outputs: Its results; not needed.
+    """
+    query, key, _, rel_row, _, kernel_size = inputs[:6]
+    return count_macs(
+        get_shape(query), kernel_size.toIValue(), has_key=_is_given(key),
+        has_positions=_is_given(rel_row),
+    )  # fmt: skip
+
+
+def _is_given(value) -> bool:
+    return value.type().kind() != 'NoneType'
+
+
+def register() -> None:
+    """Make every FlopAnalyzer of mmengine (mmdet's get_flops.py as well) count local attention."""
+    complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS['sasa_det::local_attention'] = (
+        local_attention_flop_jit
+    )

@@ -1,0 +1,80 @@
+"""``python -m sasa_det.mmdet_tool train CONFIG ...`` runs a tool that mmdet's package brings along.
+
+The tools lie deep in the installed package (``mmdet/.mim/tools``); they are run as they are, with
+sasa_det imported first.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import List
+
+
+def tools_folder() -> Path:
+    """Find the folder of mmdet's own tools.
+
+    Returns:
+        The folder that holds ``train.py`` and ``test.py``.
+
+    Raises:
+        FileNotFoundError: mmdet was installed without them.
+
+    Example:
+        >>> (tools_folder() / 'train.py').is_file()
+        True
+    """
+    import mmdet
+
+    package = Path(mmdet.__file__).parent
+    # An installed mmdet has them inside, a checkout of it beside the package.
+    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
+        if (folder / 'train.py').is_file():
+            return folder
+    raise FileNotFoundError(
+        f'mmdet at {package} has no tools/train.py; reinstall it with '
+        f'{sys.executable} -m pip install --force-reinstall --no-deps mmdet'
+    )
+
+
+def tool_path(name: str) -> Path:
+    """Find one of mmdet's tools.
+
+    Args:
+        name: Its path below ``tools``, without the ending, such as ``analysis_tools/get_flops``.
+
+    Raises:
+        ValueError: There is no such tool; lists those there are.
+
+    Example:
+        >>> tool_path('test').name
+        'test.py'
+    """
+    folder = tools_folder()
+    path = folder / f'{name}.py'
+    if not path.is_file():
+        known = sorted(
+            str(tool.relative_to(folder).with_suffix('')) for tool in folder.rglob('*.py')
+        )
+        raise ValueError(f'mmdet has no tool {name!r}; it has {", ".join(known)}')
+    return path
+
+
+def main(arguments: List[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The tool's name, then its own arguments; none prints where the tools are.
+    """
+    if not arguments:
+        print(tools_folder())
+        return
+    try:
+        path = str(tool_path(arguments[0]))
+    except ValueError as error:
+        sys.exit(str(error))
+    sys.argv = [path, *arguments[1:]]
+    runpy.run_path(path, run_name='__main__')
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

@@ -1,0 +1,75 @@
+"""Reading ``attn_cfg`` and ``attn_parts``, which all components share."""
+
+import inspect
+from typing import Optional, Sequence, Tuple
+
+from mmcv.cnn import ConvModule
+
+from ..layers import LocalSelfAttention2d
+
+# What the part of the detector that attends decides, rather than its config.
+_HOST_ARGUMENTS = ('self', 'in_channels', 'out_channels', 'stride', 'dilation')
+ARGUMENTS = tuple(
+    name
+    for name in inspect.signature(LocalSelfAttention2d.__init__).parameters
+    if name not in _HOST_ARGUMENTS
+)
+
+
+def build_attention(
+    attn_cfg: dict, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
+) -> LocalSelfAttention2d:
+    """Build the attention that stands in for a convolution.
+
+    Args:
+        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`, but for the four below.
+        in_channels, out_channels, stride, dilation: Of the convolution.
+
+    Raises:
+        ValueError: A key or a value is not accepted.
+
+    Example:
+        >>> build_attention(dict(kernel_size=5, num_heads=4), 16, 32).kernel_size
+        5
+    """
+    check_attn_cfg(attn_cfg)
+    return LocalSelfAttention2d(
+        in_channels, out_channels, stride=stride, dilation=dilation, **attn_cfg
+    )
+
+
+def check_attn_cfg(attn_cfg: Optional[dict]) -> None:
+    """Raise a ValueError if this is neither None nor a dict of LocalSelfAttention2d's arguments.
+
+    Example:
+        >>> check_attn_cfg(dict(kernel=7))
+        Traceback (most recent call last):
+            ...
+        ValueError: attn_cfg has the unknown key 'kernel'; it takes kernel_size, num_heads, ...
+    """
+    if attn_cfg is None:
+        return
+    if not isinstance(attn_cfg, dict):
+        raise ValueError(f'attn_cfg must be a dict or None, but is {attn_cfg!r}')
+    for key in attn_cfg:
+        if key not in ARGUMENTS:
+            raise ValueError(
+                f'attn_cfg has the unknown key {key!r}; it takes {", ".join(ARGUMENTS)}'
+            )
+
+
+def check_parts(attn_parts: Sequence[str], accepted: Tuple[str, ...]) -> Tuple[str, ...]:
+    """Return ``attn_parts`` as a tuple, or raise a ValueError if one is not among ``accepted``."""
+    parts = (attn_parts,) if isinstance(attn_parts, str) else tuple(attn_parts)
+    for part in parts:
+        if part not in accepted:
+            raise ValueError(f'attn_parts may hold {accepted}, but has {part!r}')
+    return parts
+
+
+def replace_conv(module: ConvModule, attn_cfg: dict) -> None:
+    """Put attention in the place of a ConvModule's convolution; norm and activation stay."""
+    conv = module.conv
+    module.conv = build_attention(
+        attn_cfg, conv.in_channels, conv.out_channels, conv.stride, conv.dilation
+    )

@@ -1,0 +1,120 @@
+"""ResNet with attention in the place of its spatial convolutions."""
+
+from typing import Optional, Sequence, Union
+
+from mmdet.models.backbones.resnet import Bottleneck, ResNet
+from mmdet.registry import MODELS
+
+from .attn_cfg import build_attention, check_attn_cfg
+
+STEMS = ('conv',)
+
+
+class SASABottleneck(Bottleneck):
+    """Bottleneck whose 3x3 convolution is attention.
+
+    Args:
+        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`.
+        args, kwargs: Those of mmdet's Bottleneck.
+
+    Example:
+        >>> import torch
+        >>> block = SASABottleneck(64, 16, attn_cfg=dict(kernel_size=3, num_heads=4))
+        >>> block(torch.zeros(1, 64, 8, 8)).shape
+        torch.Size([1, 64, 8, 8])
+    """
+
+    def __init__(self, *args, attn_cfg: dict, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv2 = build_attention(
+            attn_cfg, self.planes, self.planes, self.conv2_stride, self.dilation
+        )
+
+
+@MODELS.register_module()
+class SASAResNet(ResNet):
+    """ResNet of convolution and attention, stage by stage.
+
+    Section 3.2 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_:
+    the 3x3 convolution of each bottleneck becomes attention, at stride 2 followed by average pooling;
+    everything else stays, under mmdet's names, so that ``torchvision://resnet50`` loads into it.
+
+    Args:
+        depth: 26, 38, 50, 101 or 152.
+        stem: 'conv', ResNet's own.
+        attn_stages: For each stage, whether it attends.
+        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d` for all stages, or a
+            list of such dicts, one a stage; None for convolution everywhere.
+        kwargs: Those of :class:`mmdet.models.ResNet`.
+
+    Raises:
+        ValueError: An argument is not as above.
+
+    Example:
+        >>> import torch
+        >>> backbone = SASAResNet(26, base_channels=16, attn_stages=(False, False, True, True),
+        ...                       attn_cfg=dict(kernel_size=7, num_heads=4))
+        >>> [tuple(out.shape) for out in backbone(torch.zeros(1, 3, 65, 96))]
+        [(1, 64, 17, 24), (1, 128, 9, 12), (1, 256, 5, 6), (1, 512, 3, 3)]
+    """
+
+    arch_settings = {
+        26: (Bottleneck, (1, 2, 4, 1)),
+        38: (Bottleneck, (2, 3, 5, 2)),
+        **{depth: ResNet.arch_settings[depth] for depth in (50, 101, 152)},
+    }
+
+    def __init__(
+        self,
+        depth: int,
+        *,
+        stem: str = 'conv',
+        attn_stages: Sequence[bool] = (True, True, True, True),
+        attn_cfg: Union[None, dict, Sequence[Optional[dict]]] = None,
+        **kwargs,
+    ) -> None:
+        num_stages = kwargs.get('num_stages', 4)
+        if depth not in self.arch_settings:
+            raise ValueError(f'depth must be one of {tuple(self.arch_settings)}, but is {depth!r}')
+        if stem not in STEMS:
+            raise ValueError(f'stem must be one of {STEMS}, but is {stem!r}')
+        self.attn_cfgs = _stage_cfgs(attn_stages, attn_cfg, num_stages)
+        with_dcn = kwargs.get('stage_with_dcn', (False,) * num_stages)
+        if kwargs.get('dcn') is not None:
+            for stage, (dcn, cfg) in enumerate(zip(with_dcn, self.attn_cfgs)):
+                if dcn and cfg is not None:
+                    raise ValueError(
+                        f'stage {stage + 1} can attend or be deformable, but attn_stages='
+                        f'{tuple(attn_stages)} and stage_with_dcn={tuple(with_dcn)}'
+                    )
+        super().__init__(depth, **kwargs)
+
+    def make_res_layer(self, **kwargs):
+        """Build the next stage; ResNet calls this once a stage, in order."""
+        attn_cfg = self.attn_cfgs[len(self.res_layers)]
+        if attn_cfg is not None:
+            kwargs.update(block=SASABottleneck, attn_cfg=attn_cfg)
+        return super().make_res_layer(**kwargs)
+
+
+def _stage_cfgs(attn_stages, attn_cfg, num_stages: int) -> list:
+    """Read attn_stages and attn_cfg into one attn_cfg a stage, None for convolution."""
+    attn_stages = tuple(attn_stages)
+    if num_stages < 4 and len(attn_stages) == 4:
+        # The default speaks of ResNet's four stages; mmdet builds the first num_stages of them.
+        attn_stages = attn_stages[:num_stages]
+    if len(attn_stages) != num_stages or any(attends not in (True, False) for attends in attn_stages):
+        raise ValueError(
+            f'attn_stages must be {num_stages} booleans, one a stage, but is {attn_stages!r}'
+        )
+    if isinstance(attn_cfg, (list, tuple)):
+        if len(attn_cfg) != num_stages:
+            raise ValueError(
+                f'attn_cfg must be one dict or {num_stages}, one a stage, but are {len(attn_cfg)}'
+            )
+        cfgs = list(attn_cfg)
+    else:
+        cfgs = [attn_cfg] * num_stages
+    for cfg in cfgs:
+        check_attn_cfg(cfg)
+    return [cfg if attends else None for cfg, attends in zip(cfgs, attn_stages)]

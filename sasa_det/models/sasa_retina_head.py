@@ -1,0 +1,65 @@
+"""RetinaNet's head with attention in the place of its spatial convolutions."""
+
+from typing import Optional, Sequence
+
+from mmdet.models.dense_heads import RetinaHead
+from mmdet.registry import MODELS
+from torch import nn
+
+from .attn_cfg import build_attention, check_attn_cfg, check_parts, replace_conv
+
+PARTS = ('cls', 'reg', 'predictors')
+
+
+@MODELS.register_module()
+class SASARetinaHead(RetinaHead):
+    """RetinaNet head of convolution and attention, shared by all levels of the pyramid.
+
+    Section 4.2 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_.
+
+    Args:
+        args, kwargs: Those of :class:`mmdet.models.RetinaHead`.
+        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`; None for convolution.
+        attn_parts: Which parts attend: 'cls', the class tower; 'reg', the box tower; 'predictors',
+            the last 3x3 of both, which become one more attention at the end of each tower and a
+            pointwise convolution, the paper's, which mixes the heads into classes and boxes.
+
+    Raises:
+        ValueError: An argument is not as above.
+
+    Example:
+        >>> import torch
+        >>> head = SASARetinaHead(3, 32, feat_channels=32, stacked_convs=2,
+        ...                       attn_cfg=dict(kernel_size=7, num_heads=4))
+        >>> scores, boxes = head.forward_single(torch.zeros(1, 32, 10, 12))
+        >>> tuple(scores.shape), tuple(boxes.shape)
+        ((1, 27, 10, 12), (1, 36, 10, 12))
+    """
+
+    def __init__(
+        self,
+        *args,
+        attn_cfg: Optional[dict] = None,
+        attn_parts: Sequence[str] = PARTS,
+        **kwargs,
+    ) -> None:
+        check_attn_cfg(attn_cfg)
+        self.attn_cfg = attn_cfg
+        self.attn_parts = check_parts(attn_parts, PARTS)
+        super().__init__(*args, **kwargs)
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        if self.attn_cfg is None:
+            return
+        towers = dict(cls=self.cls_convs, reg=self.reg_convs)
+        for part, tower in towers.items():
+            if part in self.attn_parts:
+                for module in tower:
+                    replace_conv(module, self.attn_cfg)
+        if 'predictors' in self.attn_parts:
+            for part, tower in towers.items():
+                conv = getattr(self, f'retina_{part}')
+                # Last in the tower, so that RetinaHead's own forward runs it.
+                tower.append(build_attention(self.attn_cfg, conv.in_channels, conv.in_channels))
+                setattr(self, f'retina_{part}', nn.Conv2d(conv.in_channels, conv.out_channels, 1))

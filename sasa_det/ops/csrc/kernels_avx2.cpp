@@ -1,0 +1,13 @@
+#include "problem.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx2,fma")
+#endif
+#define VECTOR_BYTES 32
+#define MAX_CHANNELS 4
+#include "kernels.h"
+
+const sasa::Kernels& sasa::kernels_avx2() {
+  static const Kernels kernels{"avx2", scratch, forward, backward};
+  return kernels;
+}

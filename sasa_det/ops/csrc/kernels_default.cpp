@@ -1,0 +1,9 @@
+#include "problem.h"
+#define VECTOR_BYTES 16
+#define MAX_CHANNELS 4
+#include "kernels.h"
+
+const sasa::Kernels& sasa::kernels_default() {
+  static const Kernels kernels{"default", scratch, forward, backward};
+  return kernels;
+}

@@ -1,0 +1,50 @@
+// What a local attention on the CPU is asked to do, in plain pointers: the kernels are compiled once
+// for each CPU capability, and must not instantiate anything that another file may link against.
+#pragma once
+#include <cstdint>
+
+namespace sasa {
+
+enum class Type : int { Float, Double, BFloat16, Half };
+
+// A (B, heads * depth, H, W) map in any layout; strides in elements.
+struct Map {
+  void* data = nullptr;
+  int64_t batch = 0, channel = 0, row = 0, col = 0;
+};
+
+struct Problem {
+  int64_t batch, heads, depth, height, width;
+  int64_t kernel_size, dilation;
+  bool mask;
+  double scale;
+  Type type;
+  Map query, key, value, output;     // key.data null: logits q.r alone
+  const void* rel_row = nullptr;     // (heads, depth / 2, k) in the compute type, or null
+  const void* rel_col = nullptr;
+  void* logsumexp = nullptr;         // (B, heads, H, W) in the compute type
+
+  // Backward only.
+  Map grad, grad_query, grad_key, grad_value;
+  void* table_grads = nullptr;       // (B, heads, dilation, H, 2, depth / 2, k): one sum a map row
+};
+
+// Rows [first, last) of one head of one image, at one phase of the dilation: the unit of parallel work.
+struct Band {
+  int64_t image, head, phase_row, phase_col;
+  int64_t first, last;
+};
+
+struct Kernels {
+  const char* capability;
+  // Bytes of scratch that one thread needs.
+  int64_t (*scratch)(const Problem&, bool backward);
+  void (*forward)(const Problem&, const Band&, void* scratch);
+  void (*backward)(const Problem&, const Band&, void* scratch);
+};
+
+const Kernels& kernels_default();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+}  // namespace sasa

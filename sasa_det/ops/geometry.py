@@ -1,0 +1,51 @@
+"""What a local attention window is: the options that every backend takes, and its neighbourhoods."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BORDERS = ('zeros', 'mask')
+
+
+class Window(NamedTuple):
+    """The options of one local attention, as :func:`sasa_det.ops.local_attention` documents them."""
+
+    kernel_size: int
+    num_heads: int
+    dilation: int = 1
+    border: str = 'zeros'
+    scale: float = 1.0
+
+    @property
+    def padding(self) -> int:
+        """Pixels by which a window reaches out of the map at each border."""
+        return self.dilation * (self.kernel_size // 2)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which softmax and sums run: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_output(like: Tensor, shape=None) -> Tensor:
+    """Allocate a result: channels_last if ``like`` is, else contiguous, whatever its other strides."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = (
+        torch.channels_last if channels_last and not like.is_contiguous() else torch.contiguous_format
+    )
+    return torch.empty(
+        like.shape if shape is None else shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=memory_format,
+    )
+
+
+def unfold_windows(x: Tensor, window: Window) -> Tensor:
+    """View every pixel's zero-padded neighbourhood: (B, C, H, W) to (B, C, H, W, k, k)."""
+    span = window.dilation * (window.kernel_size - 1) + 1
+    x = F.pad(x, (window.padding,) * 4)
+    x = x.unfold(2, span, 1).unfold(3, span, 1)
+    return x[..., :: window.dilation, :: window.dilation]

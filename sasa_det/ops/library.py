@@ -1,0 +1,153 @@
+"""The torch.library op behind ``local_attention``: schema, fake, autograd, autocast, FLOPs.
+
+Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 to 2.3 lack.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .backends import choose_backend
+from .geometry import Window, compute_dtype, empty_output
+
+_LIB = torch.library.Library('sasa_det', 'DEF')
+_INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col'
+_OPTIONS = 'int kernel_size, int num_heads, int dilation, str border, float scale, str backend'
+_LIB.define(f'local_attention({_INPUTS}, {_OPTIONS}) -> (Tensor output, Tensor logsumexp)')
+_LIB.define(
+    f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor output, Tensor logsumexp, {_OPTIONS})'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
+)
+
+
+def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
+    # Here and not in local_attention, since autocast has only now cast what it casts.
+    for name, x in others.items():
+        if x is not None and x.dtype != query.dtype:
+            raise TypeError(
+                f'local_attention: {name} is {x.dtype}, and must be of the type of query, {query.dtype}'
+            )
+
+
+def _forward(query, key, value, rel_row, rel_col, *options):
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    window, backend = Window(*options[:-1]), options[-1]
+    run = choose_backend(backend, query, window)
+    return run.forward(query, key, value, rel_row, rel_col, window)
+
+
+def _backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, *options):
+    window, backend = Window(*options[:-1]), options[-1]
+    run = choose_backend(backend, query, window)
+    grads = run.backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, window)
+    # A schema cannot say that a tensor is optional in a result.
+    return tuple(query.new_empty(0) if x is None else x for x in grads)
+
+
+def _fake_forward(query, key, value, rel_row, rel_col, *options):
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    batch, _, height, width = query.shape
+    shape = (batch, Window(*options[:-1]).num_heads, height, width)
+    return empty_output(query), query.new_empty(shape, dtype=compute_dtype(query.dtype))
+
+
+def _fake_backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, *options):
+    maps = (None if x is None else empty_output(x) for x in (query, key, value))
+    tables = (None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+              for x in (rel_row, rel_col))
+    return tuple(query.new_empty(0) if x is None else x for x in (*maps, *tables))
+
+
+class _LocalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, rel_row, rel_col, *options):
+        with torch._C._AutoDispatchBelowAutograd():
+            output, logsumexp = torch.ops.sasa_det.local_attention(
+                query, key, value, rel_row, rel_col, *options
+            )
+        ctx.save_for_backward(query, key, value, rel_row, rel_col, output, logsumexp)
+        ctx.options = options
+        ctx.mark_non_differentiable(logsumexp)
+        return output, logsumexp
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        inputs = ctx.saved_tensors
+        grads = torch.ops.sasa_det.local_attention_backward(grad, *inputs, *ctx.options)
+        grads = (None if x is None else g for x, g in zip(inputs, grads))
+        return (*grads, *(None for _ in ctx.options))
+
+
+def _autocast(device_type: str):
+    def cast_and_call(query, key, value, rel_row, rel_col, *options):
+        dtype = _autocast_dtype(device_type)
+        inputs = (
+            # float64 stays, as in autocast's own rule for convolutions.
+            x if x is None or x.dtype == torch.float64 else x.to(dtype)
+            for x in (query, key, value, rel_row, rel_col)
+        )
+        with torch.autocast(device_type, enabled=False):
+            return torch.ops.sasa_det.local_attention(*inputs, *options)
+
+    return cast_and_call
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype:
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device_type)
+    # torch < 2.4
+    return torch.get_autocast_gpu_dtype() if device_type == 'cuda' else torch.get_autocast_cpu_dtype()
+
+
+def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
+    """Count the multiply-adds of one local attention as it is computed here.
+
+    q.k and the weighted sum of values take ``C * k * k`` a pixel each; q.r takes ``C * k``, since
+    it is the sum of a row and a column term. Windows at the border count whole, as a padded
+    convolution's do.
+
+    Args:
+        query_shape: (B, C, H, W).
+        kernel_size: Edge of the window, in pixels.
+        has_key: False for logits q.r alone.
+        has_positions: Whether relative positions are given.
+
+    Example:
+        >>> count_macs((1, 8, 10, 10), 3, has_key=True, has_positions=False)
+        14400
+    """
+    batch, channels, height, width = query_shape
+    per_channel = kernel_size**2 * (1 + has_key) + kernel_size * has_positions
+    return batch * channels * height * width * per_channel
+
+
+def _register_flops() -> None:
+    try:
+        from torch.utils.flop_counter import register_flop_formula
+    except ImportError:  # torch < 2.2
+        return
+
+    # torch counts a multiply-add as two. Arguments arrive as shapes, or None.
+    @register_flop_formula(torch.ops.sasa_det.local_attention)
+    def _(query, key, value, rel_row, rel_col, kernel_size, *args, **kwargs) -> int:
+        return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
+
+    # Backward recomputes the logits and takes two products for each of the forward's.
+    @register_flop_formula(torch.ops.sasa_det.local_attention_backward)
+    def _(grad, query, key, value, rel_row, rel_col, output, lse, kernel_size, *args, **kw) -> int:
+        again = count_macs(query, kernel_size, key is not None, rel_row is not None)
+        values = count_macs(query, kernel_size, False, False)
+        return 2 * (3 * again - values)
+
+
+_LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
+_LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
+_LIB.impl('local_attention', lambda *args: _LocalAttention.apply(*args), 'Autograd')
+_LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
+_LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')
+_register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+_register_fake('sasa_det::local_attention')(_fake_forward)
+_register_fake('sasa_det::local_attention_backward')(_fake_backward)
+_register_flops()

@@ -1,0 +1,102 @@
+"""Local attention in C++ for the CPU; the kernels and how they work are in ``csrc/kernels.h``."""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .geometry import Window, compute_dtype, empty_output
+
+try:
+    from . import _native
+except ImportError as error:
+    _native = None
+    _MISSING = str(error)
+
+# LARGEST_ROW in csrc/kernels.h.
+_LARGEST_KERNEL = 127
+
+
+def missing() -> Optional[str]:
+    """Say why there are no native kernels here; None if there are."""
+    if _native is not None:
+        return None
+    return f'its C++ kernels are not built ({_MISSING}); `pip install -e .` builds them with g++'
+
+
+def refuse(query: Tensor, window: Window) -> Optional[str]:
+    """Say why these kernels cannot compute an input; None if they can."""
+    if query.device.type != 'cpu':
+        return f'it computes on the CPU, but query is on {query.device}'
+    if window.kernel_size > _LARGEST_KERNEL:
+        return f'it takes kernel_size up to {_LARGEST_KERNEL}, but it is {window.kernel_size}'
+    return None
+
+
+def forward(
+    query: Tensor,
+    key: Optional[Tensor],
+    value: Tensor,
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    window: Window,
+) -> Tuple[Tensor, Tensor]:
+    """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`."""
+    output = empty_output(query)
+    dtype = compute_dtype(query.dtype)
+    logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
+    row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
+    _native.forward(query, key, value, row, col, output, logsumexp, *_options(window))
+    return output, logsumexp
+
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Optional[Tensor],
+    value: Tensor,
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    output: Tensor,
+    logsumexp: Tensor,
+    window: Window,
+) -> Tuple[Optional[Tensor], ...]:
+    """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
+    dtype = compute_dtype(query.dtype)
+    row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
+    grad_query, grad_value = empty_output(query), empty_output(value)
+    grad_key = None if key is None else empty_output(key)
+    tables = None
+    if row is not None:
+        # One partial sum a row of the map, so that threads share none and the order is fixed.
+        batch, height = query.shape[0], query.shape[2]
+        tables = query.new_zeros(
+            (batch, window.num_heads, window.dilation, height, 2, *row.shape[1:]), dtype=dtype
+        )
+    _native.backward(
+        grad, query, key, value, row, col, output, logsumexp,
+        grad_query, grad_key, grad_value, tables, *_options(window),
+    )  # fmt: skip
+    if tables is None:
+        return grad_query, grad_key, grad_value, None, None
+    tables = tables.sum((0, 2, 3))
+    if rel_row.shape[0] == 1:
+        tables = tables.sum(0, keepdim=True)
+    grad_row, grad_col = tables.to(rel_row.dtype).unbind(1)
+    return grad_query, grad_key, grad_value, grad_row.contiguous(), grad_col.contiguous()
+
+
+def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Optional[Tensor]:
+    if table is None:
+        return None
+    return table.to(dtype).expand(window.num_heads, -1, -1).contiguous()
+
+
+def _options(window: Window) -> tuple:
+    return (
+        window.kernel_size,
+        window.num_heads,
+        window.dilation,
+        window.border == 'mask',
+        window.scale,
+    )

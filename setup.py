@@ -1,0 +1,74 @@
+"""What setup.cfg cannot say: the operator's C++ kernels, and a .pth file beside the package.
+
+The kernels are built where torch and a compiler are there, and left out otherwise. Python reads the
+.pth file at its start; with it mmengine resolves ``_base_ = 'sasa_det::...'``: see
+_sasa_det_configs.py.
+"""
+
+import glob
+import os
+import sys
+import sysconfig
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+try:
+    # Not there where pip isolates the build: then sasa_det computes in plain PyTorch.
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    BuildExtension = None
+
+PTH = 'sasa_det_configs.pth'
+
+
+class BuildWithPth(build_py):
+    """Build the package and put the .pth file beside it."""
+
+    def run(self):
+        """Build; an editable install takes nothing from there and gets the file as data."""
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(PTH, os.path.join(self.build_lib, PTH))
+
+
+class DistributionWithData(Distribution):
+    """Answers the question under the name that setuptools' editable installs ask it by."""
+
+    has_data = Distribution.has_data_files
+
+
+def native_kernels():
+    """Give setup() the C++ kernels, and the command that builds them or says why it could not."""
+    if BuildExtension is None:
+        return [], {}
+
+    class BuildOrSayWhyNot(BuildExtension):
+        def run(self):
+            try:
+                super().run()
+            except Exception as error:  # whatever a compiler may lack; eager does without it
+                self.extensions = []
+                print(f'sasa_det: the C++ kernels were not built, eager is used: {error}')
+
+    kernels = CppExtension(
+        'sasa_det.ops._native',
+        sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
+        extra_compile_args=['-O3'],
+        depends=glob.glob('sasa_det/ops/csrc/*.h'),
+    )
+    return [kernels], {'build_ext': BuildOrSayWhyNot}
+
+
+data_files = []
+if 'editable_wheel' in sys.argv:
+    site_packages = os.path.relpath(sysconfig.get_path('purelib'), sysconfig.get_path('data'))
+    data_files = [(site_packages, [PTH])]
+
+extensions, commands = native_kernels()
+setup(
+    distclass=DistributionWithData,
+    cmdclass={'build_py': BuildWithPth, **commands},
+    ext_modules=extensions,
+    data_files=data_files,
+)

@@ -1,0 +1,133 @@
+"""What the operator's tests run over: every option, and inputs to match."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import List, Optional
+
+import pytest
+import torch
+
+from sasa_det.ops import available_backends, local_attention
+
+
+@dataclass(frozen=True)
+class Case:
+    """One local attention: options, and the shapes of its inputs."""
+
+    kernel_size: int = 3
+    num_heads: int = 2
+    dilation: int = 1
+    border: str = 'zeros'
+    scale: float = 0.8
+    key: bool = True
+    positions: Optional[str] = 'shared'  # or 'per_head' or None
+    batch: int = 2
+    depth: int = 4
+    size: tuple = (6, 7)
+
+    def __str__(self):
+        return '-'.join(str(x) for x in vars(self).values())
+
+    @property
+    def options(self) -> dict:
+        return dict(
+            kernel_size=self.kernel_size,
+            num_heads=self.num_heads,
+            dilation=self.dilation,
+            border=self.border,
+            scale=self.scale,
+        )
+
+    def inputs(self, dtype=torch.float64, seed=0) -> List[Optional[torch.Tensor]]:
+        """Draw query, key, value, rel_row and rel_col."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape):
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+        maps = [draw(self.batch, self.num_heads * self.depth, *self.size) for _ in range(3)]
+        if not self.key:
+            maps[1] = None
+        heads = dict(shared=1, per_head=self.num_heads).get(self.positions)
+        tables = [heads and draw(heads, self.depth // 2, self.kernel_size) for _ in range(2)]
+        return maps + tables
+
+
+def with_grad(inputs):
+    """Make the inputs that are there leaves that want gradients."""
+    return [None if x is None else x.detach().clone().requires_grad_() for x in inputs]
+
+
+def value_and_grads(inputs, options, backend, seed=1):
+    """Compute the output and the gradient of each input that is there, for a random cotangent."""
+    leaves = with_grad(inputs)
+    output = local_attention(*leaves, **options, backend=backend)
+    cotangent = torch.randn(
+        output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    there = [x for x in leaves if x is not None]
+    return [output.detach(), *torch.autograd.grad(output, there, cotangent.to(output.dtype))]
+
+
+def largest_error(results, expected) -> float:
+    """Return the largest absolute difference between two lists of tensors."""
+    assert len(results) == len(expected)
+    errors = [
+        (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+        for a, b in zip(results, expected)
+    ]
+    assert all(error == error for error in errors), 'NaN'
+    return max(errors)
+
+
+# Every combination of the options that changes what is computed, at one small, odd map.
+OPTIONS = [
+    Case(dilation=dilation, border=border, key=key, positions=positions)
+    for dilation, border, key, positions in product(
+        (1, 2), ('zeros', 'mask'), (True, False), ('shared', 'per_head', None)
+    )
+    if key or positions
+]
+# And each size that is special: of windows, heads, maps and batches.
+SIZES = [
+    Case(kernel_size=kernel_size, border=border, size=size)
+    for kernel_size, border, size in (
+        (1, 'zeros', (5, 4)),
+        (1, 'mask', (5, 4)),
+        (5, 'mask', (9, 21)),
+        (7, 'zeros', (12, 9)),
+        (7, 'mask', (3, 2)),
+        (9, 'zeros', (10, 35)),
+        (11, 'mask', (13, 6)),
+        (13, 'zeros', (7, 15)),
+        (3, 'zeros', (1, 1)),
+        (3, 'mask', (1, 1)),
+        (5, 'zeros', (1, 40)),
+        (5, 'mask', (40, 1)),
+        (7, 'zeros', (33, 17)),
+    )
+] + [
+    Case(num_heads=1, depth=2),
+    Case(num_heads=3, depth=10, kernel_size=7, size=(8, 19)),
+    Case(num_heads=2, depth=3, positions=None, border='mask'),
+    Case(num_heads=4, depth=8, dilation=3, kernel_size=5, border='mask', size=(11, 20)),
+    Case(dilation=4, size=(3, 9)),
+    Case(batch=0),
+    Case(batch=5, size=(4, 70)),
+]
+CASES = OPTIONS + SIZES
+SMALL = replace(Case(), batch=1, size=(3, 4))
+
+
+def backends(*names):
+    """Parametrise a test by backends, those that are not here skipped with their reason."""
+    reasons = available_backends()
+    return pytest.mark.parametrize(
+        'backend',
+        [
+            pytest.param(name, marks=pytest.mark.skip(f'{name}: {reasons[name]}'))
+            if reasons[name]
+            else name
+            for name in names
+        ],
+    )

@@ -1,0 +1,191 @@
+"""Every backend against the reference, in value and all gradients."""
+
+import pytest
+import torch
+from cases import (
+    CASES, OPTIONS, SMALL, Case, backends, largest_error, value_and_grads, with_grad,
+)  # fmt: skip
+
+from sasa_det.ops import local_attention
+from sasa_det.ops.geometry import Window, unfold_windows
+from sasa_det.ops.reference import window_logits
+
+fused = backends('eager', 'native')
+
+
+@fused
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_agrees_with_reference(case, backend):
+    inputs = case.inputs()
+    expected = value_and_grads(inputs, case.options, 'reference')
+    results = value_and_grads(inputs, case.options, backend)
+    assert largest_error(results, expected) < 1e-10
+
+
+def test_eager_agrees_over_several_chunks(monkeypatch):
+    """A map that takes many chunks, cut both between images and between rows of tiles."""
+    case = Case(kernel_size=5, size=(19, 23), batch=3)
+    expected = value_and_grads(case.inputs(), case.options, 'reference')
+    for size in (1, 60_000):
+        monkeypatch.setattr('sasa_det.ops.eager.CHUNK_BYTES', size)
+        results = value_and_grads(case.inputs(), case.options, 'eager')
+        assert largest_error(results, expected) < 1e-10
+
+
+@fused
+@pytest.mark.parametrize('case', OPTIONS, ids=str)
+def test_gradcheck(case, backend):
+    case = Case(**{**vars(case), 'batch': SMALL.batch, 'size': SMALL.size})
+
+    def attend(*inputs):
+        return local_attention(*inputs, **case.options, backend=backend)
+
+    assert torch.autograd.gradcheck(attend, with_grad(case.inputs()))
+
+
+def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options):
+    """The formula in plain PyTorch, every intermediate in the inputs' own type."""
+    window = Window(num_heads=num_heads, **options)
+    logits = window_logits(query, key, rel_row, rel_col, window)
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    values = unfold_windows(value, window).flatten(2, 3).unflatten(1, (num_heads, value.shape[1] // num_heads))
+    return torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
+
+
+@fused
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize('case', [case for case in CASES if case.batch], ids=str)
+def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
+    """The budget is what the plain formula loses in that type."""
+    inputs = case.inputs(dtype)
+    exact = value_and_grads([None if x is None else x.double() for x in inputs], case.options, 'reference')
+    results = value_and_grads(inputs, case.options, backend)
+    leaves = with_grad(inputs)
+    plain = attend_plainly(*leaves, **case.options)
+    cotangent = torch.randn(
+        plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    there = [x for x in leaves if x is not None]
+    plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(dtype))]
+    # Results are stored in their type, and the backward reads the output that was: whatever the way
+    # of computing, each loses a unit in the last place in each term of a product over a head's channels.
+    rounding = torch.finfo(dtype).eps * case.depth * max(x.abs().max().item() for x in exact)
+    for result, peer, truth in zip(results, plain, exact):
+        assert result.dtype == dtype
+        assert rms(result - truth) <= 2 * rms(peer - truth) + rounding
+
+
+def rms(x):
+    """Return the root of the mean square."""
+    return x.double().square().mean().sqrt().item()
+
+
+def strided(x, how):
+    """The same numbers in another layout."""
+    if how == 'channels_last':
+        return x.contiguous(memory_format=torch.channels_last)
+    if how == 'slice_of_fused':
+        return torch.cat((torch.full_like(x, 9), x, torch.full_like(x, 9)), 1).chunk(3, 1)[1]
+    if how == 'transposed':
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if how == 'every_other':
+        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), 9, dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    assert how == 'expanded'
+    return x[:, :, :1].expand_as(x)
+
+
+@backends('reference', 'eager', 'native')
+@pytest.mark.parametrize(
+    'how', ['channels_last', 'slice_of_fused', 'transposed', 'every_other', 'expanded']
+)
+@pytest.mark.parametrize('dilation', [1, 2])
+def test_layout_does_not_change_the_result(how, dilation, backend):
+    case = Case(kernel_size=5, size=(9, 21), dilation=dilation)
+    maps, tables = case.inputs()[:3], case.inputs()[3:]
+    maps = [strided(x, how) for x in maps]
+    if how != 'expanded':
+        assert not maps[0].is_contiguous()
+    expected = local_attention(*(x.contiguous() for x in maps), *tables, **case.options, backend=backend)
+    output = local_attention(*maps, *tables, **case.options, backend=backend)
+    assert torch.equal(output, expected)
+    channels_last = how == 'channels_last'
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    assert output.is_contiguous(memory_format=wanted)
+
+    leaves = [x.requires_grad_() for x in (y.detach() for y in maps)]
+    cotangent = torch.randn(output.shape, dtype=output.dtype).transpose(2, 3).contiguous().transpose(2, 3)
+    grads = torch.autograd.grad(
+        local_attention(*leaves, *tables, **case.options, backend=backend), leaves, cotangent
+    )
+    plain = with_grad([x.contiguous() for x in maps])
+    expected = torch.autograd.grad(
+        local_attention(*plain, *tables, **case.options, backend=backend), plain, cotangent.contiguous()
+    )
+    assert largest_error(grads, expected) < 1e-12
+
+
+@backends('reference', 'eager', 'native')
+def test_result_does_not_depend_on_the_batch(backend):
+    case = Case(batch=4, size=(10, 18), kernel_size=5)
+    q, k, v, row, col = case.inputs(torch.float32)
+    together = local_attention(q, k, v, row, col, **case.options, backend=backend)
+    for n in range(4):
+        alone = local_attention(
+            q[n : n + 1], k[n : n + 1], v[n : n + 1], row, col, **case.options, backend=backend
+        )
+        assert torch.allclose(together[n : n + 1], alone, rtol=0, atol=1e-6)
+
+
+@backends('reference', 'eager', 'native')
+def test_heads_are_independent(backend):
+    """Changing one head's keys and values changes that head's output alone."""
+    case = Case(num_heads=4, depth=4)
+    q, k, v, row, col = case.inputs()
+    before = local_attention(q, k, v, row, col, **case.options, backend=backend)
+    k, v = k.clone(), v.clone()
+    k[:, 4:8] += 1.5 * torch.randn_like(k[:, 4:8])
+    v[:, 4:8] *= -2
+    after = local_attention(q, k, v, row, col, **case.options, backend=backend)
+    same = (before == after).all(dim=3).all(dim=2).all(dim=0)
+    assert same.tolist() == [True] * 4 + [False] * 4 + [True] * 8
+
+
+@backends('reference', 'eager', 'native')
+def test_shifts_with_its_input_away_from_borders(backend):
+    case = Case(kernel_size=5, size=(20, 40))
+    q, k, v, row, col = case.inputs()
+    here = local_attention(q, k, v, row, col, **case.options, backend=backend)
+    moved = (x.roll((3, 7), dims=(2, 3)) for x in (q, k, v))
+    there = local_attention(*moved, row, col, **case.options, backend=backend)
+    inner = (slice(None), slice(None), slice(5, 18), slice(9, 38))
+    assert torch.allclose(there[inner], here.roll((3, 7), dims=(2, 3))[inner], atol=1e-12)
+
+
+@backends('reference', 'eager', 'native')
+def test_borders(backend):
+    """All logits zero: 'zeros' averages over k * k positions, 'mask' over those in the map."""
+    q = torch.zeros(1, 2, 4, 5, dtype=torch.float64)
+    v = torch.ones_like(q)
+    options = dict(kernel_size=3, num_heads=1, backend=backend)
+    zeros = local_attention(q, q, v, **options, border='zeros')
+    assert torch.allclose(zeros[0, 0, 0], torch.tensor([4, 6, 6, 6, 4], dtype=q.dtype) / 9)
+    assert torch.allclose(zeros[0, 0, 1:3, 1:4], torch.ones(2, 3, dtype=q.dtype))
+    assert torch.allclose(local_attention(q, q, v, **options, border='mask'), v)
+
+
+@backends('native')
+def test_native_has_the_same_bits_at_any_thread_count(backend):
+    case = Case(kernel_size=7, num_heads=2, depth=8, batch=1, size=(70, 45), border='mask')
+    inputs = case.inputs(torch.float32)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(value_and_grads(inputs, case.options, backend))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))

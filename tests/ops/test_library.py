@@ -1,0 +1,119 @@
+"""The op as torch's own machinery sees it."""
+
+import pytest
+import torch
+from cases import CASES, Case, backends, value_and_grads, with_grad
+from torch.utils.flop_counter import FlopCounterMode
+
+from sasa_det.ops import local_attention
+
+OP = torch.ops.sasa_det.local_attention.default
+fused = backends('eager', 'native')
+
+
+@fused
+@pytest.mark.parametrize('case', CASES[::3], ids=str)
+def test_opcheck(case, backend):
+    window = tuple(case.options[name] for name in
+                   ('kernel_size', 'num_heads', 'dilation', 'border', 'scale'))  # fmt: skip
+    torch.library.opcheck(OP, (*with_grad(case.inputs(torch.float32)), *window, backend))
+
+
+@fused
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_compiles_as_one_graph(layout, backend):
+    case = Case(kernel_size=5, size=(9, 12))
+    inputs = case.inputs(torch.float32)
+    inputs[:3] = (x.contiguous(memory_format=layout) for x in inputs[:3])
+
+    def attend(*tensors):
+        return local_attention(*tensors, **case.options, backend=backend).relu()
+
+    compiled = torch.compile(attend, fullgraph=True, backend='aot_eager')
+    leaves, others = with_grad(inputs), with_grad(inputs)
+    output, expected = compiled(*leaves), attend(*others)
+    assert torch.equal(output, expected)
+    for grad, wanted in zip(
+        torch.autograd.grad(output.sum(), leaves), torch.autograd.grad(expected.sum(), others)
+    ):
+        assert torch.equal(grad, wanted)
+
+
+def test_exports():
+    case = Case(size=(9, 12))
+
+    class Attend(torch.nn.Module):
+        def forward(self, q, k, v, row, col):
+            return local_attention(q, k, v, row, col, **case.options)
+
+    inputs = tuple(case.inputs(torch.float32))
+    program = torch.export.export(Attend(), inputs)
+    assert torch.equal(program.module()(*inputs), Attend()(*inputs))
+    assert 'sasa_det.local_attention' in str(program.graph)
+
+
+@fused
+def test_autocast_computes_in_its_type(backend):
+    case = Case(size=(9, 12))
+    inputs = case.inputs(torch.float32)
+    inputs[0] = inputs[0].bfloat16()  # as a convolution before it would give
+    leaves = with_grad(inputs)
+    with torch.autocast('cpu', torch.bfloat16):
+        output = local_attention(*leaves, **case.options, backend=backend)
+    assert output.dtype == torch.bfloat16
+    low = [x.bfloat16() for x in inputs]
+    assert torch.equal(output, local_attention(*low, **case.options, backend=backend))
+    output.sum().backward()
+    assert [x.grad.dtype for x in leaves] == [x.dtype for x in inputs]
+
+
+def test_types_must_agree_outside_autocast():
+    query, key, value, row, col = Case().inputs(torch.float32)
+    with pytest.raises(TypeError, match='rel_row is torch.float64.*torch.float32'):
+        local_attention(query, key, value, row.double(), col, **Case().options)
+
+
+def test_flops_of_the_formula():
+    """Two a multiply-add: q.k and the values k * k a channel and pixel each, q.r only k."""
+    case = Case(kernel_size=7, num_heads=2, depth=8, size=(10, 12), batch=1)
+    pixels_channels = 10 * 12 * 16
+    for key, positions, expected in (
+        (True, 'shared', 2 * 49 + 7),
+        (True, None, 2 * 49),
+        (False, 'per_head', 49 + 7),
+    ):
+        variant = Case(**{**vars(case), 'key': key, 'positions': positions})
+        with FlopCounterMode(display=False) as counter:
+            local_attention(*variant.inputs(torch.float32), **variant.options)
+        assert counter.get_total_flops() == 2 * expected * pixels_channels
+
+
+def test_flops_of_the_backward_are_counted():
+    case = Case(kernel_size=3, size=(10, 12))
+    with FlopCounterMode(display=False) as counter:
+        value_and_grads(case.inputs(torch.float32), case.options, 'eager')
+    counts = counter.get_flop_counts()['Global']
+    forward = counts[torch.ops.sasa_det.local_attention]
+    backward = counts[torch.ops.sasa_det.local_attention_backward]
+    # Recomputed logits (9 + 3), then twice each product (9 + 3 for logits, 9 for values).
+    assert backward * (9 + 9 + 3) == forward * (3 * (9 + 3) + 2 * 9)
+
+
+def test_saves_nothing_for_backward_in_inference():
+    case = Case()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        with torch.no_grad():
+            local_attention(*with_grad(case.inputs()), **case.options)
+    assert not saved
+
+
+def test_saves_no_window_for_backward():
+    """Inputs, output and one number a head and pixel, and nothing of the size of k * k."""
+    case = Case(kernel_size=7, num_heads=2, depth=8, size=(16, 16))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        inputs = with_grad(case.inputs(torch.float32))
+        output = local_attention(*inputs, **case.options)
+    extra = sum(x.numel() for x in saved) - sum(x.numel() for x in inputs) - output.numel()
+    assert extra == 2 * 2 * 16 * 16

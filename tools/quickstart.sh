@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+set -euo pipefail
+
+usage() {
+    cat <<'EOF'
+tools/quickstart.sh trains a small RetinaNet made of stand-alone self-attention, evaluates it and
+writes a page of pictures. Nothing need be installed before but python3.11 and g++.
+
+    bash tools/quickstart.sh                     on handwritten digits, made on the spot
+    bash tools/quickstart.sh --data DIR          on your own data in COCO's format:
+                                                 DIR/annotations/instances_{train,val}.json,
+                                                 DIR/train/ and DIR/val/ with the images
+
+    --work-dir DIR   folder for the results (default: work_dirs/quickstart, or work_dirs/NAME for
+                     data in a folder NAME)
+    --epochs N       train for N epochs instead of the config's number
+    --fresh          train anew; an earlier run's folder is renamed, not deleted
+    --help           show this
+
+Interrupt it as you like: the same command goes on from the last checkpoint. When it has finished,
+the same command shows the result again. SASA_PYTHON=/path/to/python uses an environment of yours.
+EOF
+}
+
+DATA='' WORK_DIR='' EPOCHS='' FRESH=''
+while (($#)); do
+    case "$1" in
+        --data | --work-dir | --epochs)
+            [[ -n "${2:-}" ]] || { echo "$1 needs a value; see --help" >&2; exit 2; }
+            case "$1" in
+                --data) DATA="$2" ;;
+                --work-dir) WORK_DIR="$2" ;;
+                --epochs) EPOCHS="$2" ;;
+            esac
+            shift 2 ;;
+        --fresh) FRESH=yes; shift ;;
+        --help | -h) usage; exit ;;
+        *) echo "unknown argument '$1'; see --help" >&2; exit 2 ;;
+    esac
+done
+[[ -z "$EPOCHS" || "$EPOCHS" =~ ^[1-9][0-9]*$ ]] ||
+    { echo "--epochs must be a whole number of at least 1, not '$EPOCHS'" >&2; exit 2; }
+[[ -z "$DATA" || -d "$DATA" ]] || { echo "--data: there is no folder '$DATA'" >&2; exit 2; }
+
+# Paths that the user gives are meant from where the user stands; ours from the project's folder.
+[[ -z "$DATA" ]] || DATA="$(cd "$DATA" && pwd)"
+[[ -z "$WORK_DIR" || "$WORK_DIR" == /* ]] || WORK_DIR="$PWD/$WORK_DIR"
+
+# shellcheck source=tools/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" sklearn
+cd "$ROOT"
+
+DIGITS_CONFIG='configs/quickstart/retinanet_sasa-tiny_digits.py'
+OWN_DATA_BASE='sasa_det::quickstart/retinanet_sasa-tiny_coco-format.py'
+: "${WORK_DIR:=work_dirs/$([[ -z "$DATA" ]] && echo quickstart || basename "$DATA")}"
+SETTINGS="data: ${DATA:-digits}, epochs: ${EPOCHS:-as configured}"
+
+show_result() {
+    "$PYTHON" - "$WORK_DIR/coco.json" <<'EOF'
+import json
+import sys
+
+numbers = json.load(open(sys.argv[1]))
+del numbers['per_class']
+print('   '.join(f'{name} {value:.3f}' for name, value in numbers.items()))
+print(f'AP50 = {numbers["AP50"]:.3f}')
+EOF
+    echo "The page with the pictures: $(cd "$WORK_DIR" && pwd)/index.html"
+}
+
+if [[ -n "$FRESH" && -d "$WORK_DIR" ]]; then
+    aside="$WORK_DIR.$(date +%Y%m%d-%H%M%S)"
+    mv "$WORK_DIR" "$aside"
+    echo "The earlier run is now in $aside"
+fi
+if [[ -f "$WORK_DIR/settings.txt" && "$(<"$WORK_DIR/settings.txt")" != "$SETTINGS" ]]; then
+    echo "$WORK_DIR holds a run with other settings ($(<"$WORK_DIR/settings.txt"))." >&2
+    echo 'Name another folder with --work-dir, or train anew with --fresh.' >&2
+    exit 1
+fi
+if [[ -f "$WORK_DIR/finished" ]]; then
+    echo "This run has finished before, in $WORK_DIR; --fresh trains anew."
+    show_result
+    exit
+fi
+
+# After a run of any length the terminal should say how to go on.
+trap 'echo; echo "Interrupted. The same command goes on from the last checkpoint."; exit 130' INT TERM
+mkdir -p "$WORK_DIR"
+echo "$SETTINGS" >"$WORK_DIR/settings.txt"
+
+if [[ -n "$DATA" ]]; then
+    CONFIG="$WORK_DIR/config.py"
+    "$PYTHON" -m sasa_det.data.coco_config "$DATA" --out "$CONFIG" --base "$OWN_DATA_BASE"
+else
+    CONFIG="$DIGITS_CONFIG"
+    "$PYTHON" -m sasa_det.data.digits data/digits
+fi
+
+train=(train "$CONFIG" --work-dir "$WORK_DIR")
+[[ -z "$EPOCHS" ]] || train+=(--cfg-options "train_cfg.max_epochs=$EPOCHS")
+if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
+    echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
+    train+=(--resume)
+fi
+# mmdet's own tools/train.py and tools/test.py, as they lie in its package.
+"$PYTHON" -m sasa_det.mmdet_tool "${train[@]}"
+CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
+"$PYTHON" -m sasa_det.mmdet_tool test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+    --out "$WORK_DIR/predictions.pkl"
+"$PYTHON" -m sasa_det.analysis.report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+    --predictions "$WORK_DIR/predictions.pkl"
+touch "$WORK_DIR/finished"
+echo
+show_result
