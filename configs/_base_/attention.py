@@ -1,5 +1,6 @@
-# The attention of the paper (arXiv 1906.05909), and each part of RetinaNet with it.
-attn_cfg = dict(kernel_size=7, num_heads=8)
+# The attention of the paper (arXiv 1906.05909), and each part of RetinaNet with it. The paper does not
+# say whether projections have a bias; with one, attention starts out looking at its own pixel.
+attn_cfg = dict(kernel_size=7, num_heads=8, bias=True)
 
 attn_backbone = dict(
     attn_stages=(True, True, True, True),
@@ -9,9 +10,8 @@ attn_backbone = dict(
     frozen_stages=-1,
     norm_eval=False,
 )
-# FPN and head have no norm: their convolutions have a bias, and so has attention in their place.
-attn_neck = dict(attn_cfg=dict(bias=True, **attn_cfg))
-attn_head = dict(attn_cfg=dict(bias=True, **attn_cfg))
+attn_neck = dict(attn_cfg=attn_cfg)
+attn_head = dict(attn_cfg=attn_cfg)
 
 # Batch norm over two images a GPU is too noisy. Applies to distributed training only.
 sync_bn = 'torch'

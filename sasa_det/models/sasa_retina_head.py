@@ -2,11 +2,12 @@
 
 from typing import Optional, Sequence
 
+from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import RetinaHead
 from mmdet.registry import MODELS
 from torch import nn
 
-from .attn_cfg import build_attention, check_attn_cfg, check_parts, replace_conv
+from .attn_cfg import check_attn_cfg, check_parts, replace_conv
 
 PARTS = ('cls', 'reg', 'predictors')
 
@@ -60,6 +61,11 @@ class SASARetinaHead(RetinaHead):
         if 'predictors' in self.attn_parts:
             for part, tower in towers.items():
                 conv = getattr(self, f'retina_{part}')
+                channels = conv.in_channels
+                last = ConvModule(
+                    channels, channels, 3, padding=1, norm_cfg=self.norm_cfg, act_cfg=None
+                )
+                replace_conv(last, self.attn_cfg)
                 # Last in the tower, so that RetinaHead's own forward runs it.
-                tower.append(build_attention(self.attn_cfg, conv.in_channels, conv.in_channels))
-                setattr(self, f'retina_{part}', nn.Conv2d(conv.in_channels, conv.out_channels, 1))
+                tower.append(last)
+                setattr(self, f'retina_{part}', nn.Conv2d(channels, conv.out_channels, 1))

@@ -185,6 +185,21 @@ inline void clear(T* p, int64_t n) {
 // ---- Packing and unpacking one row of one head. ----
 
 template <typename S, typename T>
+inline void copy_row(const S* from, int64_t n, T factor, T* to) {
+  for (int64_t x = 0; x < n; ++x) {
+    T value;
+    widen(value, from[x]);
+    to[x] = value * factor;
+  }
+}
+template <typename T>
+inline void copy_row(const T* from, int64_t n, T factor, T* to) {
+  int64_t x = 0;
+  for (; x + Vector<T>::lanes <= n; x += Vector<T>::lanes) store(to + x, load(from + x) * factor);
+  for (; x < n; ++x) to[x] = from[x] * factor;
+}
+
+template <typename S, typename T>
 void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y,
              T factor, T* to) {
   const S* from = static_cast<const S*>(map.data) + band.image * map.batch +
@@ -205,11 +220,7 @@ void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& 
     const S* row = from + c * map.channel;
     T* out = to + c * at.stride;
     if (step == 1) {
-      for (int64_t x = 0; x < at.width; ++x) {
-        T value;
-        widen(value, row[x]);
-        out[x] = value * factor;
-      }
+      copy_row(row, at.width, factor, out);
     } else {
       for (int64_t x = 0; x < at.width; ++x) {
         T value;
@@ -233,9 +244,14 @@ void unpack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band
         narrow(to[x * step + c], from[c * at.stride + x] * factor);
     return;
   }
-  for (int64_t c = 0; c < p.depth; ++c)
-    for (int64_t x = 0; x < at.width; ++x)
-      narrow(to[c * map.channel + x * step], from[c * at.stride + x] * factor);
+  for (int64_t c = 0; c < p.depth; ++c) {
+    S* row = to + c * map.channel;
+    if (sizeof(S) == sizeof(T) && step == 1) {
+      copy_row(from + c * at.stride, at.width, factor, reinterpret_cast<T*>(row));
+      continue;
+    }
+    for (int64_t x = 0; x < at.width; ++x) narrow(row[x * step], from[c * at.stride + x] * factor);
+  }
 }
 
 inline void pack(const Map& map, const Problem& p, const Layout<double>& at, const Band& band,
@@ -269,6 +285,13 @@ struct Ring {
 
 // ---- Products. ----
 
+// Fetch what the next vector of pixels will read of this row: a window's rows and channels lie too far
+// apart for the hardware to see the pattern, and are too many to stay in the first cache.
+template <typename T>
+inline void ahead(const T* p) {
+  __builtin_prefetch(p + 2 * Vector<T>::lanes);
+}
+
 // out[n] += sum over c of a[c] * b[c] shifted by n pixels, for one vector of pixels.
 template <int N, typename T>
 inline void dots(const T* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out) {
@@ -276,6 +299,7 @@ inline void dots(const T* a, const T* b, int64_t depth, int64_t stride, Vec<T>* 
   for (int n = 0; n < N; ++n) sum[n] = out[n];
   for (int64_t c = 0; c < depth; ++c) {
     const Vec<T> factor = load(a + c * stride);
+    ahead(b + c * stride);
     for (int n = 0; n < N; ++n) sum[n] += factor * load(b + c * stride + n);
   }
   for (int n = 0; n < N; ++n) out[n] = sum[n];
@@ -342,6 +366,7 @@ inline void weighted_sum(const T* weights, int64_t weight_stride, const T* const
   for (int n = 0; n < N; ++n) sum[n] = Vec<T>{};
   for (int64_t i = 0; i < k; ++i) {
     const T* row = rows[i] + offset;
+    for (int n = 0; n < N; ++n) ahead(row + n * stride);
     for (int64_t j = 0; j < k; ++j) {
       const Vec<T> weight = load(weights + (i * k + j) * weight_stride);
       for (int n = 0; n < N; ++n) sum[n] += weight * load(row + n * stride + j);

@@ -1,0 +1,37 @@
+# BCCD (https://github.com/Shenggan/BCCD_Dataset, MIT): blood cells under a microscope, 640 x 480.
+_base_ = '../quickstart/retinanet_tiny_coco-format.py'
+
+data_root = 'data/bccd/'
+metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))
+
+# A cell has no upright way of lying.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='RandomChoiceResize', scales=[(288, 288), (320, 320), (352, 352)], keep_ratio=True),
+    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
+    dict(type='PackDetInputs'),
+]
+train_dataloader = dict(
+    batch_size=4, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline)
+)
+val_dataloader = dict(dataset=dict(data_root=data_root, metainfo=metainfo))
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
+test_evaluator = val_evaluator
+
+model = dict(bbox_head=dict(num_classes=3))
+
+max_epochs = 40
+train_cfg = dict(max_epochs=max_epochs, val_interval=5)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end=max_epochs,
+        eta_min_ratio=0.01,
+        convert_to_iter_based=True,
+    ),
+]

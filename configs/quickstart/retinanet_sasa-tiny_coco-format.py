@@ -1,0 +1,7 @@
+_base_ = ['./retinanet_tiny_coco-format.py', '../_base_/attention_tiny.py']
+
+model = dict(
+    backbone={{_base_.attn_backbone}},
+    neck={{_base_.attn_neck}},
+    bbox_head={{_base_.attn_head}},
+)

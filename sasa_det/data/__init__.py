@@ -1,0 +1,9 @@
+"""Data sets: the embedded digits, and COCO-format data that is checked before training starts.
+
+``digits`` and ``coco_config`` are not imported here: they are programs, and the former needs
+scikit-learn, which a detector does without.
+"""
+
+from .checked_coco import CheckedCocoDataset, check_classes, check_images, load_annotations
+
+__all__ = ['CheckedCocoDataset', 'check_classes', 'check_images', 'load_annotations']

@@ -1,0 +1,256 @@
+"""COCO-format data that says what is wrong with it before training starts."""
+
+import difflib
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import List, Sequence
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+from mmengine.fileio import get_local_path
+
+_NEEDED = {
+    'images': ('id', 'file_name', 'width', 'height'),
+    'categories': ('id', 'name'),
+    'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+}
+
+
+def load_annotations(path) -> dict:
+    """Read an annotation file and check that it is one.
+
+    Args:
+        path: A JSON file in COCO's format. 'annotations' may be absent, as in COCO's test sets.
+
+    Returns:
+        Its content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not JSON, or not in COCO's format.
+
+    Example:
+        >>> load_annotations('no/such.json')  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: annotation file no/such.json does not exist; set data_root and ...
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f'annotation file {path} does not exist; set data_root and ann_file of the dataset '
+            f'(working folder: {os.getcwd()})'
+        )
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:  # undecodable bytes as well
+        raise ValueError(
+            f'annotation file {path} is not JSON: {error}; was its download or export cut short?'
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"annotation file {path} holds a {type(content).__name__}, but COCO's format is a dict"
+        )
+    for key, fields in _NEEDED.items():
+        if key == 'annotations' and key not in content:
+            continue
+        _check_entries(path, content, key, fields)
+    return content
+
+
+def _check_entries(path, content: dict, key: str, fields: Sequence[str]) -> None:
+    """Raise a ValueError unless `content[key]` is a list of dicts which have these fields."""
+    entries = content.get(key)
+    if not isinstance(entries, list):
+        raise ValueError(
+            f"annotation file {path} has no list {key!r}; COCO's format is a dict with "
+            "'images', 'annotations' and 'categories'"
+        )
+    if not entries and key != 'annotations':
+        raise ValueError(f'annotation file {path} has an empty list {key!r}')
+    for place, entry in enumerate(entries):
+        lacking = [field for field in fields if not isinstance(entry, dict) or field not in entry]
+        if lacking:
+            raise ValueError(
+                f'annotation file {path}: {key}[{place}] lacks {_some(lacking)}; each needs '
+                f'{_some(fields)}'
+            )
+
+
+def check_classes(path, content: dict, classes: Sequence[str]) -> None:
+    """Raise a ValueError where the config's classes are not the file's categories.
+
+    The classes may be some of the categories. mmdet itself trains on with those that match and
+    never sees the others. It also numbers labels in the order of the file and names them in the
+    order of the config, so another order would swap the names.
+
+    Args:
+        path: The annotation file, for the message.
+        content: What :func:`load_annotations` read from it.
+        classes: ``metainfo['classes']``.
+
+    Raises:
+        ValueError: The classes are no tuple or list, some are in the config only, or given twice,
+            or in another order.
+
+    Example:
+        >>> check_classes('my.json', {'categories': [{'name': 'cat'}]}, ('cats',))
+        Traceback (most recent call last):
+            ...
+        ValueError: annotation file my.json has no category 'cats', which the config names as a class
+          'cats' may be meant to be 'cat'
+          categories of the file that the config does not name: 'cat'
+        set metainfo=dict(classes=('cat',)) in each dataset and model.bbox_head.num_classes=1
+    """
+    if isinstance(classes, str):
+        raise ValueError(
+            f"metainfo['classes'] must be a tuple of names, got the string {classes!r}; "
+            f'a tuple of one has a comma: classes=({classes!r},)'
+        )
+    names = [category['name'] for category in content['categories']]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f'annotation file {path} has more than one category named {_some(twice)}; give each '
+            'its own name, or merge their annotations into one'
+        )
+    advice = (
+        f'set metainfo=dict(classes={tuple(names) if len(names) <= 100 else "(...)"}) in each '
+        f'dataset and model.bbox_head.num_classes={len(names)}'
+    )
+    unknown = [name for name in classes if name not in names]
+    if unknown:
+        unused = [str(name) for name in names if name not in classes]
+        lines = [
+            f'annotation file {path} has no category {_some(unknown)}, which the config names as '
+            + ('a class' if len(unknown) == 1 else 'classes')
+        ]
+        for name in unknown[:5]:
+            near = difflib.get_close_matches(str(name), unused, 1)
+            if near:
+                lines.append(f'  {name!r} may be meant to be {near[0]!r}')
+        lines.append(f'  categories of the file that the config does not name: {_some(unused)}')
+        raise ValueError('\n'.join([*lines, advice]))
+    expected = [name for name in names if name in classes]
+    if list(classes) != expected:
+        raise ValueError(
+            f'the classes {_some(classes)} must each be given once, and in the order of the '
+            f'categories of annotation file {path}, by which mmdet numbers the labels; set '
+            f'metainfo=dict(classes={tuple(expected)}) in each dataset and '
+            f'model.bbox_head.num_classes={len(expected)}'
+        )
+
+
+def check_images(path, content: dict, folder) -> None:
+    """Raise a FileNotFoundError where images that the file lists are not in the folder.
+
+    Args:
+        path: The annotation file, for the message.
+        content: What :func:`load_annotations` read from it.
+        folder: The folder that the images' names are relative to.
+
+    Raises:
+        FileNotFoundError: Images are missing; the message has their number and the first three.
+
+    Example:
+        >>> content = {'images': [{'file_name': 'a.jpg'}]}
+        >>> check_images('mine.json', content, 'no/such')  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: 1 of the 1 images of mine.json are not in no/such (no such folder), ...
+    """
+    # One listing a folder: a stat for each of COCO's 118,000 images takes minutes on network disks.
+    listings = {}
+    missing = []
+    for image in content['images']:
+        head, tail = os.path.split(image['file_name'])
+        if head not in listings:
+            place = Path(folder, head)
+            listings[head] = set(os.listdir(place)) if place.is_dir() else set()
+        if tail not in listings[head]:
+            missing.append(image['file_name'])
+    if missing:
+        place = f'{folder}' if os.path.isdir(folder) else f'{folder} (no such folder)'
+        raise FileNotFoundError(
+            f'{len(missing)} of the {len(content["images"])} images of {path} are not in {place}, '
+            f"such as {_some(missing, 3)}; set data_root and data_prefix=dict(img='...') of the "
+            'dataset, or complete the download'
+        )
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    shown = ', '.join(repr(name) for name in names[:most])
+    return (shown or 'none') + (', ...' if len(names) > most else '')
+
+
+def _index(api: type, content: dict, path):
+    """What `api(path)` gives, of content that was parsed before: COCO's files take many seconds."""
+    coco = api()
+    coco.dataset = content
+    coco.createIndex()
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # mmdet's names of them
+    return coco
+
+
+@DATASETS.register_module()
+class CheckedCocoDataset(CocoDataset):
+    """mmdet's CocoDataset, with its annotation file and images checked when it is loaded.
+
+    That is when it is built, so before training starts, or with ``lazy_init=True`` at first use.
+    Images that are read through ``backend_args`` lie elsewhere and are not looked for.
+
+    Args:
+        args, kwargs: Those of :class:`mmdet.datasets.CocoDataset`.
+
+    Raises:
+        FileNotFoundError: The annotation file or images are missing.
+        ValueError: The file is not in COCO's format, its categories are not the config's classes,
+            or no image with a box is left to train on. One message, with the file and what to do.
+
+    Example:
+        >>> CheckedCocoDataset(ann_file='no/such.json', lazy_init=True).metainfo['classes'][0]
+        'person'
+    """
+
+    def load_data_list(self) -> List[dict]:
+        """Check, then load as CocoDataset does.
+
+        Returns:
+            What CocoDataset makes of each image.
+
+        Raises:
+            FileNotFoundError, ValueError: As the class says.
+        """
+        with get_local_path(self.ann_file, backend_args=self.backend_args) as local_path:
+            content = load_annotations(local_path)
+            check_classes(self.ann_file, content, self.metainfo['classes'])
+            if self.backend_args is None:
+                check_images(self.ann_file, content, self.data_prefix.get('img') or '.')
+        self.COCOAPI = partial(_index, type(self).COCOAPI, content)
+        try:
+            return super().load_data_list()
+        finally:
+            del self.COCOAPI  # the class's own again, and the content is let go
+
+    def filter_data(self) -> List[dict]:
+        """Filter as CocoDataset does, and say so if nothing is left to learn from.
+
+        Returns:
+            The images that are left.
+
+        Raises:
+            ValueError: None of them has a box that is not a crowd's, and this is no test set.
+        """
+        left = super().filter_data()
+        if not self.test_mode and not any(
+            box['ignore_flag'] == 0 for image in left for box in image['instances']
+        ):
+            raise ValueError(
+                f'annotation file {self.ann_file} has no image with a box of the classes '
+                f'{_some(self.metainfo["classes"])} to train on (filter_cfg={self.filter_cfg}); '
+                'is it the file of the training set, and are its boxes [x, y, width, height] in '
+                'pixels?'
+            )
+        return left

@@ -1,0 +1,218 @@
+"""A config for one's own COCO-format data.
+
+From the shell: `python -m sasa_det.data.coco_config DATA_ROOT --out my_config.py`
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Optional, Tuple, Union
+
+from mmengine.config import Config
+
+from .checked_coco import check_classes, check_images, load_annotations
+
+BASE = 'sasa_det::quickstart/retinanet_sasa-tiny_coco-format.py'
+
+_TEMPLATE = """\
+# {classes_count} classes of {data_root!r}
+# All that is not here is inherited; what is set here wins.
+_base_ = {base!r}
+
+data_root = {data_root!r}
+# In the order of the file's categories: labels are numbered by it.
+{metainfo}
+model = dict(bbox_head=dict(num_classes={classes_count}))
+
+train_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file={train_ann!r},
+        data_prefix=dict(img={train_img!r}),
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file={val_ann!r},
+        data_prefix=dict(img={val_img!r}),
+    )
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file={val_ann_path!r})
+test_evaluator = val_evaluator
+"""
+
+
+def write_coco_config(
+    data_root,
+    out,
+    *,
+    base: str = BASE,
+    max_epochs: Optional[int] = None,
+    image_scale: Optional[Union[int, Tuple[int, int]]] = None,
+    train_ann: str = 'annotations/instances_train.json',
+    val_ann: str = 'annotations/instances_val.json',
+    train_img: str = 'train/',
+    val_img: str = 'val/',
+) -> Path:
+    """Write a config that trains a detector on COCO-format data, which is checked first.
+
+    Args:
+        data_root: The data's folder; the last four are relative to it.
+        out: The config to write.
+        base: What it inherits from: a config of this package whose datasets are of type
+            CheckedCocoDataset, or a file of yours.
+        max_epochs: Epochs to train for instead of the base's; its learning rate schedule is
+            stretched to them.
+        image_scale: Pixels that images are scaled to fit in, width and height or one for both,
+            instead of the base's.
+        train_ann, val_ann: Annotation files.
+        train_img, val_img: Folders of images.
+
+    Returns:
+        The config's path.
+
+    Raises:
+        FileNotFoundError, ValueError: As :class:`CheckedCocoDataset`, and ValueError where
+            max_epochs or image_scale is out of range or the base has no place for it.
+
+    Example:
+        >>> write_coco_config('no/such', 'config.py')  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: annotation file .../instances_train.json does not exist; ...
+    """
+    root = Path(data_root).expanduser().resolve()
+    classes = None
+    for ann, img in ((train_ann, train_img), (val_ann, val_img)):
+        content = load_annotations(root / ann)
+        if classes is None:
+            classes = tuple(category['name'] for category in content['categories'])
+        check_classes(root / ann, content, classes)
+        check_images(root / ann, content, root / img)
+
+    out = Path(out)
+    if '::' not in base:  # mmengine takes it relative to the config
+        base = Path(base).resolve().as_posix()
+    text = _TEMPLATE.format(
+        base=base,
+        metainfo=_assign('metainfo', dict(classes=classes)),
+        classes_count=len(classes),
+        data_root=f'{root.as_posix()}/',
+        train_ann=train_ann,
+        val_ann=val_ann,
+        train_img=train_img,
+        val_img=val_img,
+        val_ann_path=(root / val_ann).as_posix(),
+    )
+    if max_epochs is not None or image_scale is not None:
+        inherited = Config.fromstring(f'_base_ = {base!r}', '.py')
+        if max_epochs is not None:
+            text += _epochs_lines(inherited, base, max_epochs)
+        if image_scale is not None:
+            text += _scale_lines(inherited, base, image_scale)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding='utf-8')
+    return out
+
+
+def _assign(name: str, value) -> str:
+    """`name = value` as mmengine writes it, which is readable and short."""
+    return Config({name: value}).pretty_text.strip()
+
+
+def _copied(steps) -> List[dict]:
+    """Copies of inherited dicts, without the scope that mmengine stamps on them."""
+    return [{key: value for key, value in step.items() if key != '_scope_'} for step in steps]
+
+
+def _epochs_lines(inherited: Config, base: str, max_epochs: int) -> str:
+    """The lines that set the number of epochs and stretch the base's schedule to it."""
+    if max_epochs < 1:
+        raise ValueError(f'max_epochs must be at least 1, got {max_epochs}')
+    before = inherited.get('train_cfg', {}).get('max_epochs')
+    if not before:
+        raise ValueError(f'max_epochs: the base {base} has no train_cfg.max_epochs to change')
+    schedulers = _copied(inherited.get('param_scheduler', []))
+    for scheduler in schedulers:
+        if scheduler.get('by_epoch', True):
+            for key in ('begin', 'end', 'T_max'):
+                if key in scheduler:
+                    scheduler[key] = round(scheduler[key] * max_epochs / before)
+            if 'milestones' in scheduler:
+                scheduler['milestones'] = [
+                    max(1, round(epoch * max_epochs / before)) for epoch in scheduler['milestones']
+                ]
+    return (
+        f'\n# {before} epochs in the base, whose learning rate schedule is stretched.\n'
+        f'train_cfg = dict(max_epochs={max_epochs})\n'
+        f'{_assign("param_scheduler", schedulers)}\n'
+    )
+
+
+def _scale_lines(inherited: Config, base: str, image_scale: Union[int, Tuple[int, int]]) -> str:
+    """The base's pipelines with another scale; a config can only replace a list as a whole."""
+    scale = (image_scale,) * 2 if isinstance(image_scale, int) else tuple(image_scale)
+    if len(scale) != 2 or min(scale) < 32:
+        raise ValueError(
+            f'image_scale must be one or two numbers of pixels of at least 32, got {image_scale}'
+        )
+    lines = '\n# The pipelines of the base at another scale (width, height).\n'
+    for name in ('train', 'val', 'test'):
+        pipeline = _copied(inherited[f'{name}_dataloader']['dataset']['pipeline'])
+        resizes = [step for step in pipeline if 'scale' in step]
+        if not resizes:
+            raise ValueError(f'image_scale: the base {base} has no scale in its {name} pipeline')
+        for step in resizes:
+            step['scale'] = scale
+        lines += (
+            f'{_assign(f"{name}_pipeline", pipeline)}\n'
+            f"{name}_dataloader['dataset']['pipeline'] = {name}_pipeline\n"
+        )
+    return lines
+
+
+def main(argv: Optional[list] = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments instead of the command line's.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m sasa_det.data.coco_config',
+        description='Check COCO-format data and write a config that trains on it.',
+    )
+    parser.add_argument('data_root', help='folder with annotations/, train/ and val/')
+    parser.add_argument('--out', required=True, help='the config to write')
+    parser.add_argument('--base', default=BASE, help='the config to inherit from (%(default)s)')
+    parser.add_argument('--max-epochs', type=int, help="instead of the base's")
+    parser.add_argument(
+        '--image-scale',
+        type=int,
+        nargs='+',
+        help="pixels to fit images in, width and height or one for both, instead of the base's",
+    )
+    parser.add_argument('--train-ann', default='annotations/instances_train.json')
+    parser.add_argument('--val-ann', default='annotations/instances_val.json')
+    parser.add_argument('--train-img', default='train/')
+    parser.add_argument('--val-img', default='val/')
+    options = vars(parser.parse_args(argv))
+    if options['image_scale'] and len(options['image_scale']) == 1:
+        options['image_scale'] *= 2
+    try:
+        out = write_coco_config(**options)
+    except (OSError, ValueError) as error:
+        print(f'coco_config: {error}', file=sys.stderr)
+        return 1
+    print(f'wrote {out}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""The layer: its formula, its options, its place in a ConvModule."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule
+from torch import nn
+
+from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.layers.position import sinusoidal_positions
+from sasa_det.ops import local_attention
+
+
+def small(**kwargs):
+    torch.manual_seed(0)
+    options = dict(kernel_size=3, num_heads=4, out_channels=24)
+    return LocalSelfAttention2d(16, **{**options, **kwargs}).double()
+
+
+X = torch.randn(2, 16, 9, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def conv(x, projection):
+    return F.conv2d(x, projection.weight[:, :, None, None], projection.bias)
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_is_projections_then_attention(layout):
+    layer = small(border='mask', scale=0.5, dilation=2, bias=True)
+    nn.init.normal_(layer.value.bias)
+    expected = local_attention(
+        conv(X, layer.query), conv(X, layer.key), conv(X, layer.value), layer.rel_row, layer.rel_col,
+        kernel_size=3, num_heads=4, border='mask', scale=0.5, dilation=2, backend='reference',
+    )  # fmt: skip
+    output = layer(X.contiguous(memory_format=layout))
+    assert torch.allclose(output, expected, atol=1e-12)
+    assert output.is_contiguous(memory_format=layout)
+
+
+def test_projections_are_full_and_the_parameters_those_of_table_1():
+    """Full d x d projections and shared offsets: what the counts of Table 1 take."""
+    layer = LocalSelfAttention2d(64, kernel_size=7, num_heads=8)
+    assert sum(p.numel() for p in layer.parameters()) == 3 * 64 * 64 + 2 * 4 * 7
+    layer = LocalSelfAttention2d(64, kernel_size=7, num_heads=8, position_per_head=True)
+    assert layer.rel_row.shape == (8, 4, 7)
+
+
+@pytest.mark.parametrize(
+    'position, logits, names',
+    [
+        ('relative', None, {'query', 'key', 'value', 'rel_row', 'rel_col'}),
+        ('relative', 'qr', {'query', 'value', 'rel_row', 'rel_col'}),
+        ('absolute', None, {'query', 'key', 'value'}),
+        ('none', 'qk', {'query', 'key', 'value'}),
+    ],
+)
+def test_has_the_parameters_of_its_logits(position, logits, names):
+    layer = small(position=position, logits=logits)
+    assert {name.split('.')[0] for name, _ in layer.named_parameters()} == names
+    layer(X).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_without_positions_does_not_know_order_and_with_them_does():
+    """Swapping two keys within all windows that hold both changes nothing without positions."""
+    x = torch.randn(1, 16, 1, 3, dtype=torch.float64)
+    swapped = x[..., [2, 1, 0]]
+    for position, same in (('none', True), ('relative', False), ('absolute', False)):
+        layer = small(position=position)
+        middle, other = layer(x)[..., 1], layer(swapped)[..., 1]
+        assert torch.allclose(middle, other) == same
+
+
+def test_absolute_positions_are_added_to_the_input():
+    layer = small(position='absolute')
+    plain = small(position='none')
+    plain.load_state_dict(layer.state_dict())
+    assert torch.allclose(layer(X), plain(X + sinusoidal_positions(X)))
+
+
+def test_sinusoids():
+    positions = sinusoidal_positions(torch.zeros(1, 8, 4, 5, dtype=torch.float64))
+    for y in range(4):
+        for x in range(5):
+            expected = [
+                f(place / 10000 ** (wave / 2)) for place in (y, x)
+                for f in (torch.sin, torch.cos) for wave in (0, 1)
+                for place in [torch.tensor(float(place))]
+            ]  # fmt: skip
+            assert torch.allclose(positions[:, y, x].float(), torch.stack(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [(8, 8), (9, 7), (1, 1), (2, 5)])
+@pytest.mark.parametrize('stride', [1, 2, 3])
+def test_output_size_is_conv2ds(size, stride):
+    x = torch.randn(1, 16, *size, dtype=torch.float64)
+    expected = nn.Conv2d(16, 24, 3, stride=stride, padding=1).double()(x).shape
+    assert small(stride=stride)(x).shape == expected
+
+
+def test_stride_is_attention_then_average():
+    layer, strided = small(), small(stride=2)
+    full, pooled = layer(X), strided(X)
+    assert torch.allclose(pooled[..., 1, 1], full[..., 2:4, 2:4].mean((-2, -1)))
+    # An odd map's last column and row average what there is.
+    assert torch.allclose(pooled[..., 4, 3], full[..., 8, 6])
+    assert torch.allclose(pooled[..., 0, 3], full[..., 0:2, 6].mean(-1))
+
+
+def test_out_proj_mixes_heads():
+    layer = small(out_proj=True)
+    bare = small()
+    bare.load_state_dict({k: v for k, v in layer.state_dict().items() if 'out_proj' not in k})
+    assert torch.allclose(layer(X), conv(bare(X), layer.out_proj))
+
+
+@pytest.mark.parametrize('depth', [4, 32, 64])
+def test_initial_logits_have_unit_variance(depth):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(256, 8 * depth, num_heads=8, position_per_head=True)
+    x = torch.randn(1, 256, 24, 24)
+    with torch.no_grad():
+        q, k, v = layer.query(x), layer.key(x), layer.value(x)
+        content = (q * k).view(8, depth, -1).sum(1)
+        position = torch.einsum('hdp,hdt->hpt', q.view(8, depth, -1)[:, : depth // 2], layer.rel_row)
+    assert 0.7 < content.std() < 1.4
+    assert 0.7 < position.std() * 2**0.5 < 1.4
+    assert 0.9 < v.std() < 1.1
+
+
+@pytest.mark.parametrize('position_per_head', [False, True])
+def test_with_a_bias_starts_out_close_to_a_pointwise_convolution(position_per_head):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(
+        64, kernel_size=7, num_heads=4, bias=True, position_per_head=position_per_head
+    )
+    x = torch.randn(1, 64, 12, 12)
+    weights = layer.attention_weights(x, torch.tensor([[5, 5], [6, 7]]))
+    assert weights[:, :, 3, 3].mean() > 0.5
+    without = LocalSelfAttention2d(64, kernel_size=7, num_heads=4)
+    assert without.attention_weights(x, torch.tensor([[5, 5]]))[:, :, 3, 3].mean() < 0.1
+
+
+def test_conv_initialisers_do_not_reach_it():
+    """RetinaHead draws every Conv2d from N(0, 0.01); attention would start as a plain average."""
+    from mmengine.model import initialize
+
+    module = nn.Sequential(LocalSelfAttention2d(16, num_heads=4))
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    initialize(module, dict(type='Constant', layer=['Conv2d', 'Linear'], val=0))
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+def test_value_std():
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(256, num_heads=8, value_std=0.01)
+    assert 0.0095 < layer.value.weight.std() < 0.0105
+
+
+@pytest.mark.parametrize('border', ['zeros', 'mask'])
+@pytest.mark.parametrize('position', ['relative', 'absolute', 'none'])
+def test_attention_weights_are_those_that_forward_uses(position, border):
+    layer = small(position=position, border=border, dilation=2)
+    x = X[:1]
+    points = torch.tensor([[0, 0], [4, 3], [8, 6]])
+    weights = layer.attention_weights(x, points)
+    assert torch.allclose(weights.sum((-2, -1)), torch.ones(3, 4, dtype=x.dtype))
+    source = x + sinusoidal_positions(x) if position == 'absolute' else x
+    padded = F.pad(conv(source, layer.value), (2,) * 4).view(4, 6, 13, 11)
+    for (y, col), weight in zip(points.tolist(), weights):
+        window = padded[:, :, y : y + 5 : 2, col : col + 5 : 2]
+        expected = torch.einsum('hij,hdij->hd', weight, window).flatten()
+        assert torch.allclose(layer(x)[0, :, y, col], expected)
+
+
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(kernel_size=4), 'kernel_size must be an odd integer of at least 1, but is 4'),
+        (dict(kernel_size=(3, 5)), r'kernel_size must be one integer or two equal ones, but is \(3, 5\)'),
+        (dict(num_heads=5), 'num_heads must divide out_channels, 24, but is 5'),
+        (dict(num_heads=24), "position='relative' needs an even number of channels per head"),
+        (dict(stride=0), 'stride must be an integer of at least 1, but is 0'),
+        (dict(border='wrap'), r"border must be one of \('zeros', 'mask'\), but is 'wrap'"),
+        (dict(position='learned'), r"position must be one of .*, but is 'learned'"),
+        (dict(logits='kq'), r"logits must be one of .* or None, but is 'kq'"),
+        (dict(logits='qr', position='none'), "logits='qr' does not go with position='none'"),
+        (dict(logits='qk'), "logits='qk' does not go with position='relative'"),
+        (dict(backend='fast'), r"backend must be one of .*, but is 'fast'"),
+        (dict(value_std=-1), 'value_std must be a number above 0 or None, but is -1'),
+        (dict(out_channels=0), 'out_channels must be an integer of at least 1, but is 0'),
+    ],
+)
+def test_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        small(**kwargs)
+
+
+def test_refuses_absolute_positions_on_channels_that_do_not_split():
+    with pytest.raises(ValueError, match='in_channels divisible by 4, but in_channels is 6'):
+        LocalSelfAttention2d(6, 8, num_heads=2, position='absolute')
+
+
+def test_survives_deepcopy_and_pickle():
+    import copy
+    import pickle
+
+    layer = small()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(other(X), layer(X))
+
+
+class TestConvCfg:
+    """type='SASA', as mmdet's parts ask for it."""
+
+    CFG = dict(type='SASA', kernel_size=7, num_heads=4)
+
+    def test_kernel_size_of_conv_cfg_wins(self):
+        module = ConvModule(16, 32, 3, stride=2, padding=1, conv_cfg=self.CFG)
+        assert isinstance(module.conv, LocalSelfAttention2d)
+        assert (module.conv.kernel_size, module.conv.stride) == (7, 2)
+        assert module(torch.randn(1, 16, 9, 9)).shape == (1, 32, 5, 5)
+
+    def test_host_kernel_size_is_the_default(self):
+        conv_cfg = dict(type='SASA', num_heads=4)
+        assert ConvModule(16, 32, 5, padding=2, conv_cfg=conv_cfg).conv.kernel_size == 5
+
+    def test_bias_is_the_hosts(self):
+        assert ConvModule(16, 32, 3, conv_cfg=self.CFG).conv.value.bias is not None
+        normed = ConvModule(16, 32, 3, conv_cfg=self.CFG, norm_cfg=dict(type='BN'))
+        assert normed.conv.value.bias is None
+
+    def test_pointwise_convolutions_stay(self):
+        module = ConvModule(16, 32, 1, stride=2, conv_cfg=self.CFG)
+        assert type(module.conv) is nn.Conv2d
+        assert module(torch.randn(1, 16, 8, 8)).shape == (1, 32, 4, 4)
+
+    def test_serves_mmdets_resnet_and_fpn(self):
+        from mmdet.models import FPN, ResNet
+
+        backbone = ResNet(50, base_channels=8, conv_cfg=dict(type='SASA', num_heads=2))
+        assert isinstance(backbone.layer1[0].conv2, LocalSelfAttention2d)
+        assert type(backbone.layer1[0].conv1) is nn.Conv2d
+        neck = FPN([32, 64, 128, 256], 16, num_outs=5, conv_cfg=self.CFG, add_extra_convs='on_output')
+        outs = neck(backbone(torch.randn(1, 3, 64, 64)))
+        assert [tuple(out.shape[2:]) for out in outs] == [(n, n) for n in (16, 8, 4, 2, 1)]
+        assert type(neck.lateral_convs[0].conv) is nn.Conv2d
+
+    def test_refuses_groups(self):
+        with pytest.raises(ValueError, match='groups must be 1 where conv_cfg is SASA, but is 4'):
+            ConvModule(16, 32, 3, groups=4, conv_cfg=self.CFG)

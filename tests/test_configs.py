@@ -1,0 +1,374 @@
+"""The configs: named for what attends, mmdet's without it, switched by part; each mix trains."""
+
+import copy
+import functools
+import os
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.analysis import get_model_complexity_info
+from mmengine.analysis.print_helper import _format_size
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+from torch import nn
+
+from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.ops.library import count_macs
+from tools import check_mixes
+from tools.check_mixes import read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+COCO = ROOT.parent / 'shared' / 'data' / 'coco_cc'
+MIXES = check_mixes.LEAVES
+LEAVES = sorted(p for p in (ROOT / 'configs').rglob('*.py') if '_base_' not in p.parts)
+CONV = ROOT / 'configs/retinanet/retinanet_r50_fpn_1x_coco.py'
+SASA = ROOT / 'configs/retinanet/retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco.py'
+PARTS = ('backbone', 'neck', 'bbox_head')
+
+needs_coco = pytest.mark.skipif(
+    not COCO.is_dir(), reason='needs shared/data/coco_cc beside the repository'
+)
+
+
+def leaf_name(path):
+    return path.stem
+
+
+def build(config):
+    """Build the detector as a Runner does, but without its weights' download."""
+    import_modules_from_strings(**config.custom_imports)
+    init_default_scope('mmdet')
+    model = copy.deepcopy(config.model)
+    if 'init_cfg' in model.backbone:
+        model.backbone.init_cfg = None
+    return MODELS.build(model)
+
+
+def attention_layers(module):
+    return {n: m for n, m in module.named_modules() if isinstance(m, LocalSelfAttention2d)}
+
+
+def spatial_convs(module):
+    return {
+        n for n, m in module.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)
+    }
+
+
+def attending_parts(model):
+    return {part for part in PARTS if attention_layers(getattr(model, part))}
+
+
+def parts_in_name(name):
+    """Which parts a config's name says attend."""
+    tiny = re.fullmatch(r'retinanet_(sasa-)?tiny_(digits|bccd|coco-format)', name)
+    if tiny:
+        return set(PARTS) if tiny[1] else set()
+    large = re.fullmatch(r'retinanet_(sasa-)?r50_(sasa-)?fpn(_sasa-head)?_1x_coco', name)
+    assert large, f'{name} does not follow the naming rule'
+    return {part for part, mark in zip(PARTS, large.groups()) if mark}
+
+
+def without_attention(path):
+    """The sibling of a leaf in which every part is a convolution."""
+    return path.with_name(path.name.replace('_sasa-head', '').replace('sasa-', ''))
+
+
+@pytest.fixture(scope='module', params=LEAVES, ids=leaf_name)
+def leaf(request):
+    """A leaf's path and its detector."""
+    return request.param, build(read_config(request.param))
+
+
+def test_the_eight_mixes_are_there():
+    names = {
+        f'retinanet_{backbone}r50_{neck}fpn{head}_1x_coco'
+        for backbone, neck, head in product(('', 'sasa-'), ('', 'sasa-'), ('', '_sasa-head'))
+    }
+    assert {path.stem for path in MIXES} == names
+
+
+class TestEachLeaf:
+    def test_is_named_for_the_parts_that_attend(self, leaf):
+        path, model = leaf
+        assert attending_parts(model) == parts_in_name(path.stem)
+
+    def test_leaves_no_spatial_convolution_where_it_attends(self, leaf):
+        path, model = leaf
+        tiny = 'tiny' in path.stem
+        layers = dict(zip(PARTS, (8, 4, 4) if tiny else (16, 5, 10)))
+        for part in attending_parts(model):
+            module = getattr(model, part)
+            assert spatial_convs(module) == ({'conv1'} if part == 'backbone' else set())
+            attention = attention_layers(module).values()
+            assert len(attention) == layers[part]
+            assert {(m.kernel_size, m.num_heads) for m in attention} == {(5, 4) if tiny else (7, 8)}
+
+    def test_counts_local_attention_in_its_flops(self, leaf):
+        """What is left beside convolution and attention, norms and upsampling, is the sibling's."""
+        path, model = leaf
+        assert rest_of_macs(model) == rest_of_sibling(without_attention(path))
+
+
+def count_by_hand(model, size):
+    """Multiply-adds of all convolutions and attention layers, from the sizes of their maps."""
+    macs = []
+
+    def conv(module, inputs, output):
+        macs.append(output.numel() * module.weight[0].numel())
+
+    def attention(module, inputs, output):
+        batch, channels, height, width = inputs[0].shape
+        projections = 3 * channels * module.out_channels * batch * height * width
+        shape = (batch, module.out_channels, height, width)
+        macs.append(projections + count_macs(shape, module.kernel_size, True, True))
+
+    kinds = {nn.Conv2d: conv, LocalSelfAttention2d: attention}
+    hooks = [
+        module.register_forward_hook(kinds[type(module)])
+        for module in model.modules()
+        if type(module) in kinds
+    ]
+    with torch.no_grad():
+        model(torch.zeros(1, 3, *size))
+    for hook in hooks:
+        hook.remove()
+    return sum(macs)
+
+
+def count_by_mmengine(model, size):
+    return get_model_complexity_info(model, (3, *size), show_table=False, show_arch=False)['flops']
+
+
+def rest_of_macs(model, size=(64, 96)):
+    model.eval()
+    return count_by_mmengine(model, size) - count_by_hand(model, size)
+
+
+@functools.cache
+def rest_of_sibling(path):
+    return rest_of_macs(build(read_config(path)))
+
+
+@needs_coco
+def test_mmdets_get_flops_counts_what_we_count(tmp_path):
+    options = check_mixes.smoke_options(COCO)
+    options.append('val_dataloader.dataset.pipeline.1.scale=(128,128)')
+    printed = check_mixes.count(SASA, options, tmp_path)
+    size = tuple(int(edge) for edge in re.findall(r'\d+', printed['Input shape']))
+    assert max(size) == 128
+    model = build(read_config(SASA)).eval()
+    assert printed['Flops'] == _format_size(count_by_mmengine(model, size))
+    assert printed['Params'] == _format_size(sum(p.numel() for p in model.parameters()))
+
+
+def attention_parameters(in_channels, out_channels, bias):
+    """Query, key and value; the biases of query and value; 7 row and 7 column offsets, each of half
+    the depth of one of 8 heads, which share them."""
+    return 3 * in_channels * out_channels + 2 * out_channels * bias + 7 * out_channels // 8
+
+
+@pytest.mark.parametrize('path', MIXES, ids=leaf_name)
+def test_parameters_of_the_mixes(path):
+    # ResNet-50's without its classifier; the 3x3s of (channels, blocks) have no bias.
+    stages = ((64, 3), (128, 4), (256, 6), (512, 3))
+    resnet = 25_557_032 - (2048 * 1000 + 1000)
+    attention = sum(n * (attention_parameters(c, c, False) - 9 * c * c) for c, n in stages)
+    laterals = sum(c * 256 + 256 for c in (512, 1024, 2048))
+    # P3 to P5 and P7; P6 comes from C5.
+    inputs = (256, 256, 256, 256, 2048)
+    expected = {
+        ('backbone', False): resnet,
+        ('backbone', True): resnet + attention,
+        ('neck', False): laterals + sum(9 * c * 256 + 256 for c in inputs),
+        ('neck', True): laterals + sum(attention_parameters(c, 256, True) for c in inputs),
+        # 9 anchors with 80 classes and 4 edges; one more attention a tower in a predictor's place.
+        ('bbox_head', False): 8 * (9 * 256 * 256 + 256) + (9 * 256 + 1) * 9 * (80 + 4),
+        ('bbox_head', True): 10 * attention_parameters(256, 256, True) + (256 + 1) * 9 * (80 + 4),
+    }
+    model = build(read_config(path))
+    for part in PARTS:
+        count = sum(p.numel() for p in getattr(model, part).parameters())
+        assert count == expected[part, part in parts_in_name(path.stem)], part
+
+
+@pytest.fixture(scope='module')
+def configs(tmp_path_factory):
+    """Ours, and mmdet's through a base as ours has it, which marks types with their scope."""
+    path = tmp_path_factory.mktemp('mmdet') / 'mmdets.py'
+    path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n")
+    return Config.fromfile(CONV), Config.fromfile(path)
+
+
+class TestWithoutAttentionItIsMmdets:
+    def test_config(self, configs):
+        ours, theirs = (config.to_dict() for config in configs)
+        assert ours.pop('custom_imports') == dict(imports=['sasa_det'])
+        types = {part: ours['model'][part].pop('type') for part in PARTS}
+        assert types == dict(backbone='SASAResNet', neck='SASAFPN', bbox_head='SASARetinaHead')
+        types = {part: theirs['model'][part].pop('type') for part in PARTS}
+        assert types == dict(backbone='ResNet', neck='FPN', bbox_head='RetinaHead')
+        assert ours == theirs
+
+    def test_weights_and_outputs(self, configs):
+        models = [self.build_with_seed(config, 0) for config in configs]
+        states = [model.state_dict() for model in models]
+        assert list(states[0]) == list(states[1])
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+        ours, theirs = self.build_with_seed(configs[0], 1), models[1]
+        other, same = (model.neck.fpn_convs[0].conv.weight for model in (ours, theirs))
+        assert not torch.equal(other, same)
+        ours.load_state_dict(theirs.state_dict(), strict=True)
+        assert self.run(ours) == self.run(theirs)
+
+    @staticmethod
+    def build_with_seed(config, seed):
+        config = copy.deepcopy(config)
+        config.custom_imports = dict(imports=['sasa_det'])
+        config.model.test_cfg.score_thr = 0.0
+        torch.manual_seed(seed)
+        model = build(config)
+        model.init_weights()
+        return model
+
+    @staticmethod
+    def run(model):
+        """The bytes of a detector's losses, raw outputs and boxes for two small images."""
+        results = []
+        batch = demo_mm_inputs(2, [[3, 64, 96], [3, 60, 90]], num_classes=80)
+        model.train()
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        results += [x for losses in model(**data, mode='loss').values() for x in losses]
+        model.eval()
+        data = model.data_preprocessor(batch, False)
+        with torch.no_grad():
+            results += [x for level in model(data['inputs'], mode='tensor') for x in level]
+            boxes = [sample.pred_instances for sample in model(**data, mode='predict')]
+        assert all(len(found) == 100 for found in boxes)
+        results += [x for found in boxes for x in (found.bboxes, found.scores, found.labels)]
+        assert all(x.isfinite().all() for x in results)
+        return [x.detach().numpy().tobytes() for x in results]
+
+
+class TestPartsAreSwitched:
+    @pytest.mark.parametrize(
+        'path, options, expected',
+        [
+            (
+                SASA,
+                ['model.backbone.attn_stages=(False,False,True,True)'],
+                dict(backbone=r'layer[34]\.\d\.conv2', neck=r'.+', bbox_head=r'.+'),
+            ),
+            (SASA, ['model.neck.attn_cfg=None'], dict(backbone=r'.+', bbox_head=r'.+')),
+            (
+                SASA,
+                ["model.bbox_head.attn_parts=('cls','reg')", 'model.backbone.attn_cfg=None'],
+                dict(neck=r'.+', bbox_head=r'(cls|reg)_convs\.[0-3]\.conv'),
+            ),
+            (
+                CONV,
+                ['model.neck.attn_cfg.kernel_size=5', 'model.neck.attn_parts=extras'],
+                dict(neck=r'fpn_convs\.[34]\.conv'),
+            ),
+        ],
+        ids=['two stages', 'no FPN', 'towers only', 'P6 and P7 of the plain one'],
+    )
+    def test_by_cfg_options(self, path, options, expected):
+        model = build(read_config(path, options))
+        assert attending_parts(model) == expected.keys()
+        for part, pattern in expected.items():
+            layers = attention_layers(getattr(model, part))
+            assert all(re.fullmatch(pattern, name) for name in layers)
+            if pattern != r'.+':
+                others = spatial_convs(getattr(model, part))
+                assert others and not any(re.fullmatch(pattern, name) for name in others)
+
+    @pytest.mark.parametrize('relative', [True, False], ids=['relative', 'absolute'])
+    def test_by_a_config_of_ones_own(self, tmp_path, relative):
+        base = os.path.relpath(SASA, tmp_path) if relative else str(SASA)
+        mine = tmp_path / 'mine.py'
+        mine.write_text(
+            f'_base_ = {base!r}\n'
+            'model = dict(\n'
+            '    backbone=dict(depth=26, attn_cfg=dict(kernel_size=3, position_per_head=True)),\n'
+            "    neck=dict(_delete_=True, type='PAFPN', in_channels=[256, 512, 1024, 2048],\n"
+            '              out_channels=256, start_level=1, num_outs=5),\n'
+            ')\n'
+        )
+        model = build(read_config(mine))
+        assert type(model.neck).__name__ == 'PAFPN'
+        assert attending_parts(model) == {'backbone', 'bbox_head'}
+        layers = attention_layers(model.backbone)
+        assert len(layers) == 8
+        assert {(m.kernel_size, m.num_heads, len(m.rel_row)) for m in layers.values()} == {
+            (3, 8, 8)
+        }
+
+    def test_by_another_base(self, tmp_path):
+        """A leaf of one's own, put together of the parts as the eight are."""
+        bases = [str(ROOT / 'configs/_base_' / name) for name in (CONV.name, 'attention.py')]
+        mine = tmp_path / 'mine.py'
+        mine.write_text(f'_base_ = {bases!r}\nmodel = dict(bbox_head={{{{_base_.attn_head}}}})\n')
+        assert attending_parts(build(read_config(mine))) == {'bbox_head'}
+
+
+@pytest.fixture(scope='module')
+def resnet50(tmp_path_factory):
+    """The weights of a plain ResNet-50 in a file, in the place of the download."""
+    init_default_scope('mmdet')
+    path = tmp_path_factory.mktemp('weights') / 'resnet50.pth'
+    yield check_mixes.write_backbone_checkpoint(path)
+    path.unlink()
+
+
+def test_weights_of_a_plain_resnet_load_into_what_is_common(resnet50, tmp_path):
+    logger = MMLogger.get_instance('pretrained', log_file=str(tmp_path / 'log.txt'))
+    assert MMLogger.get_current_instance() is logger
+    config = read_config(SASA, [f'model.backbone.init_cfg.checkpoint={resnet50}'])
+    assert config.model.backbone.init_cfg.type == 'Pretrained'
+    backbone = MODELS.build(config.model.backbone)
+    backbone.init_weights()
+
+    plain = torch.load(resnet50, weights_only=True)
+    state = backbone.state_dict()
+    not_taken = {f'{name}.weight' for name in attention_layers(backbone)}
+    assert len(not_taken) == 16
+    assert plain.keys() - state.keys() == not_taken
+    assert all(torch.equal(plain[key], state[key]) for key in plain.keys() & state.keys())
+
+    log = (tmp_path / 'log.txt').read_text()
+    logged = re.search(r'unexpected key in source state_dict: (.+)', log)[1].split(', ')
+    assert set(logged) == not_taken
+    logged = re.search(r'missing keys in source state_dict: (.+)', log)[1].split(', ')
+    assert set(logged) == state.keys() - plain.keys()
+
+
+@needs_coco
+@pytest.mark.parametrize('path', MIXES, ids=leaf_name)
+def test_each_mix_trains_a_step_and_the_extreme_ones_are_evaluated(path, resnet50, tmp_path):
+    """All eight are evaluated and counted by ``tools/check_mixes.py``, which takes longer."""
+    options = check_mixes.smoke_options(COCO, resnet50)
+    step = check_mixes.train_step(path, options, tmp_path)
+    assert step.losses.keys() == {'loss', 'loss_cls', 'loss_bbox'}
+    assert check_mixes.faults(step) == []
+
+    # mmdet freezes stem and first stage of the plain backbone; all else gets a gradient.
+    parameters = {name for name, _ in build(read_config(path)).named_parameters()}
+    frozen = parameters - set(step.learning)
+    expected = set()
+    if 'backbone' not in parts_in_name(path.stem):
+        expected = {n for n in parameters if re.match(r'backbone\.(conv1|bn1|layer1)\.', n)}
+    assert frozen == expected
+
+    if path in (CONV, SASA):
+        numbers = check_mixes.evaluate(path, step.checkpoint, options, tmp_path)
+        assert len(numbers) == 6 and all(0 <= number <= 1 for number in numbers.values())
+    # 150 MB each, which pytest would keep for three runs.
+    step.checkpoint.unlink()
