@@ -94,19 +94,21 @@ def smoke_options(data, backbone_checkpoint=None) -> List[str]:
 
 
 def write_backbone_checkpoint(path) -> Path:
-    """Write mmdet's own ResNet-50, with random weights and batch norm statistics that fit them.
+    """Write mmdet's own ResNet-50 with random weights and the keys of ``torchvision://resnet50``.
 
-    It stands in for ``torchvision://resnet50``, whose keys it has. With statistics that do not fit,
-    as frozen ones of a new model, activations would grow from block to block.
+    Its maps are about as large as those of the trained one: batch norm statistics fit the weights,
+    and what a block adds is small. FPN and head have no norm that would make up for larger ones.
     """
     torch.manual_seed(0)
     model = MODELS.build(
         dict(type='mmdet.ResNet', depth=50, norm_eval=False, zero_init_residual=False)
     )
     model.init_weights()
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
+            if name.endswith(('bn3', 'downsample.1')):
+                nn.init.constant_(module.weight, 0.3)
     model.train()
     with torch.no_grad():
         model(torch.randn(2, 3, 128, 128))
@@ -203,36 +205,34 @@ def main() -> None:
     parser.add_argument('data', type=Path)
     parser.add_argument('configs', type=Path, nargs='*', default=LEAVES)
     arguments = parser.parse_args()
+    table = sys.stdout
     row = '{:<45}{:>8}{:>9}{:>10}{:>8}{:>9}{:>10}{:>9}{:>7}'
-    print(row.format('config', 'loss', 'learning', 'min |g|', 'step s', 'boxes AP', 'MACs',
-                     'params', 's'))  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
+    titles = ('config', 'loss', 'learning', 'min |g|', 'step s', 'boxes AP', 'MACs', 'params', 's')
+    print(row.format(*titles), file=table, flush=True)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         backbone = write_backbone_checkpoint(Path(folder, 'resnet50.pth'))
         options = smoke_options(arguments.data.resolve(), backbone)
         for path in map(os.path.abspath, arguments.configs):
             start = time.time()
             with tempfile.TemporaryDirectory(dir=folder) as work_dir:
-                with contextlib.redirect_stdout(sys.stderr):
-                    step = train_step(path, options, work_dir)
+                step = train_step(path, options, work_dir)
                 seconds = time.time() - start
                 if faults(step):
                     sys.exit(f'{path}:\n' + '\n'.join(faults(step)))
                 ap = evaluate(path, step.checkpoint, options, work_dir)['bbox_mAP']
                 sums = count(path, options, work_dir)
-            print(
-                row.format(
-                    Path(path).stem,
-                    f'{step.losses["loss"]:.3f}',
-                    len(step.learning),
-                    f'{min(step.gradients.values()):.1e}',
-                    f'{seconds:.0f}',
-                    f'{ap:.3f}',
-                    sums['Flops'],
-                    sums['Params'],
-                    f'{time.time() - start:.0f}',
-                ),
-                flush=True,
+            values = (
+                Path(path).stem,
+                f'{step.losses["loss"]:.3f}',
+                len(step.learning),
+                f'{min(step.gradients.values()):.1e}',
+                f'{seconds:.0f}',
+                f'{ap:.3f}',
+                sums['Flops'],
+                sums['Params'],
+                f'{time.time() - start:.0f}',
             )
+            print(row.format(*values), file=table, flush=True)
 
 
 if __name__ == '__main__':

@@ -96,10 +96,10 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
             or in another order.
 
     Example:
-        >>> check_classes('my.json', {'categories': [{'name': 'cat'}]}, ('cats',))
+        >>> check_classes('a.json', {'categories': [{'name': 'cat'}]}, ('cats',))
         Traceback (most recent call last):
             ...
-        ValueError: annotation file my.json has no category 'cats', which the config names as a class
+        ValueError: annotation file a.json has no category 'cats', which the config names as a class
           'cats' may be meant to be 'cat'
           categories of the file that the config does not name: 'cat'
         set metainfo=dict(classes=('cat',)) in each dataset and model.bbox_head.num_classes=1

@@ -128,7 +128,7 @@ def test_boxes_are_tight_around_the_ink(digits_root, annotated, split):
     annotations = {}
     for entry in annotated[split]['annotations']:
         annotations.setdefault(entry['image_id'], []).append(entry)
-    checked = 0
+    offs = []
     for image in annotated[split]['images']:
         entries = annotations.get(image['id'], [])
         pixels = cv2.imread(str(digits_root / split / image['file_name']))[..., ::-1].astype(float)
@@ -151,12 +151,13 @@ def test_boxes_are_tight_around_the_ink(digits_root, annotated, split):
             ink = change[top : y + height + 5, left : x + width + 5] > 40
             rows, columns = np.flatnonzero(ink.any(1)) + top, np.flatnonzero(ink.any(0)) + left
             bounds = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+            off = bounds - [x, y, x + width, y + height]
             # The edge of ink is soft, in proportion to its size.
-            soft = max(2, 0.03 * max(width, height))
-            off = np.abs(bounds - [x, y, x + width, y + height]).max()
-            assert off <= soft, (image, entry, bounds)
-            checked += 1
-    assert checked > len(annotated[split]['images'])
+            assert np.abs(off).max() <= 2 + 0.03 * max(width, height), (image, entry, bounds)
+            offs.append(off)
+    assert len(offs) > len(annotated[split]['images'])
+    # On the whole no side is off, and by no more than a soft edge explains.
+    assert np.abs(np.mean(offs, axis=0)).max() < 1
 
 
 @pytest.mark.parametrize('split', SPLITS)
