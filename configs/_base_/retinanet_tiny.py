@@ -16,6 +16,9 @@ model = dict(
         type='SASAResNet',
         depth=26,
         base_channels=16,
+        # Three 3x3 convolutions: attention has little to go by in raw pixels.
+        deep_stem=True,
+        stem_channels=32,
         norm_cfg=norm_cfg,
         norm_eval=False,
         zero_init_residual=False,
@@ -54,7 +57,11 @@ model = dict(
     ),
     train_cfg=dict(
         assigner=dict(
-            type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0, ignore_iof_thr=-1
+            type='MaxIoUAssigner',
+            pos_iou_thr=0.5,
+            neg_iou_thr=0.4,
+            min_pos_iou=0,
+            ignore_iof_thr=-1,
         ),
         sampler=dict(type='PseudoSampler'),
         allowed_border=-1,

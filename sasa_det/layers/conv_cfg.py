@@ -52,9 +52,7 @@ def build_sasa(
     if host_kernel_size is None:
         host_kernel_size = kernel_size
     if host_kernel_size in (1, (1, 1), [1, 1]):
-        return nn.Conv2d(
-            in_channels, out_channels, 1, stride, padding, dilation, groups, bias=bias
-        )
+        return nn.Conv2d(in_channels, out_channels, 1, stride, padding, dilation, groups, bias=bias)
     if groups != 1:
         raise ValueError(f'groups must be 1 where conv_cfg is SASA, but is {groups}')
     kernel_size = host_kernel_size if kernel_size is None else kernel_size

@@ -1,6 +1,5 @@
 """Stand-alone self-attention as a layer."""
 
-import math
 from typing import Optional, Tuple, Union
 
 import torch
@@ -305,9 +304,7 @@ def _check_channels(in_channels: int, out_channels: int, num_heads: int, positio
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f'{name} must be an integer of at least 1, but is {channels!r}')
     if out_channels % num_heads:
-        raise ValueError(
-            f'num_heads must divide out_channels, {out_channels}, but is {num_heads}'
-        )
+        raise ValueError(f'num_heads must divide out_channels, {out_channels}, but is {num_heads}')
     if position == 'relative' and out_channels // num_heads % 2:
         raise ValueError(
             f"position='relative' needs an even number of channels per head, but out_channels="

@@ -103,7 +103,9 @@ def _stage_cfgs(attn_stages, attn_cfg, num_stages: int) -> list:
     if num_stages < 4 and len(attn_stages) == 4:
         # The default speaks of ResNet's four stages; mmdet builds the first num_stages of them.
         attn_stages = attn_stages[:num_stages]
-    if len(attn_stages) != num_stages or any(attends not in (True, False) for attends in attn_stages):
+    if len(attn_stages) != num_stages or any(
+        attends not in (True, False) for attends in attn_stages
+    ):
         raise ValueError(
             f'attn_stages must be {num_stages} booleans, one a stage, but is {attn_stages!r}'
         )

@@ -1,7 +1,7 @@
 """Which implementation runs: what is there, what supports an input, what 'auto' takes."""
 
 import logging
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Dict, List, Optional
@@ -32,7 +32,7 @@ def available_backends() -> Dict[str, Optional[str]]:
     return reasons
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str):
     """Import a backend; None where this version of the package does not have it."""
     if find_spec(f'{__package__}.{name}') is None:

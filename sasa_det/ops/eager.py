@@ -49,9 +49,7 @@ def forward(
     """
     dtype = compute_dtype(query.dtype)
     output = empty_output(query)
-    logsumexp = query.new_empty(
-        (query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype
-    )
+    logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
     row, col = _expand_tables(rel_row, rel_col, window, dtype)
     for phase in _phases(window.dilation):
         q_map, k_map, v_map, out_map, lse_map = (
@@ -233,7 +231,9 @@ class _Tiling:
         x = x[self.images, :, self.top : self.top + self.covered[0]].to(dtype)
         x = F.pad(x, (0, self.covered[1] - x.shape[3], 0, self.covered[0] - x.shape[2]))
         x = self._split_heads(x)
-        x = x.unflatten(4, (self.tiles[1], self.tile[1])).unflatten(3, (self.tiles[0], self.tile[0]))
+        x = x.unflatten(4, (self.tiles[1], self.tile[1])).unflatten(
+            3, (self.tiles[0], self.tile[0])
+        )
         x = x.permute(0, 1, 3, 5, 4, 6, 2)
         return x.reshape(-1, self.tile[0] * self.tile[1], x.shape[-1])
 
@@ -285,8 +285,12 @@ class _Tiling:
 
     def by_head(self, tiles: Tensor) -> Tensor:
         """View tiles (N, queries, c) as (images, heads, tiles * queries, c)."""
-        return tiles.view(-1, self.window.num_heads, self.tiles[0] * self.tiles[1] * tiles.shape[1],
-                          tiles.shape[-1])
+        return tiles.view(
+            -1,
+            self.window.num_heads,
+            self.tiles[0] * self.tiles[1] * tiles.shape[1],
+            tiles.shape[-1],
+        )
 
     def spread_bias(self, by_row: Tensor, by_col: Tensor) -> Tensor:
         """Spread a query's k row and k column terms over its halo, and close all but its window.

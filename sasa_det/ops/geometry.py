@@ -33,7 +33,9 @@ def empty_output(like: Tensor, shape=None) -> Tensor:
     """Allocate a result: channels_last if ``like`` is, else contiguous, whatever its other strides."""
     channels_last = like.is_contiguous(memory_format=torch.channels_last)
     memory_format = (
-        torch.channels_last if channels_last and not like.is_contiguous() else torch.contiguous_format
+        torch.channels_last
+        if channels_last and not like.is_contiguous()
+        else torch.contiguous_format
     )
     return torch.empty(
         like.shape if shape is None else shape,

@@ -54,8 +54,10 @@ def _fake_forward(query, key, value, rel_row, rel_col, *options):
 
 def _fake_backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, *options):
     maps = (None if x is None else empty_output(x) for x in (query, key, value))
-    tables = (None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
-              for x in (rel_row, rel_col))
+    tables = (
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (rel_row, rel_col)
+    )
     return tuple(query.new_empty(0) if x is None else x for x in (*maps, *tables))
 
 
@@ -98,7 +100,9 @@ def _autocast_dtype(device_type: str) -> torch.dtype:
     if hasattr(torch, 'get_autocast_dtype'):
         return torch.get_autocast_dtype(device_type)
     # torch < 2.4
-    return torch.get_autocast_gpu_dtype() if device_type == 'cuda' else torch.get_autocast_cpu_dtype()
+    return (
+        torch.get_autocast_gpu_dtype() if device_type == 'cuda' else torch.get_autocast_cpu_dtype()
+    )
 
 
 def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:

@@ -98,7 +98,9 @@ def check_window(
         ValueError: kernel_size must be an odd integer of at least 1, but is 4
     """
     if not _is_int(kernel_size) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be an odd integer of at least 1, but is {kernel_size!r}')
+        raise ValueError(
+            f'kernel_size must be an odd integer of at least 1, but is {kernel_size!r}'
+        )
     for name, number in (('num_heads', num_heads), ('dilation', dilation)):
         if not _is_int(number) or number < 1:
             raise ValueError(f'{name} must be an integer of at least 1, but is {number!r}')
@@ -146,7 +148,11 @@ def _check_tensors(query, key, value, rel_row, rel_col, kernel_size, num_heads) 
                 f'but {channels} channels in {num_heads} heads are {depth}'
             )
         for name, x in (('rel_row', rel_row), ('rel_col', rel_col)):
-            if x.dim() != 3 or x.shape[0] not in (1, num_heads) or x.shape[1:] != (depth // 2, kernel_size):
+            if (
+                x.dim() != 3
+                or x.shape[0] not in (1, num_heads)
+                or x.shape[1:] != (depth // 2, kernel_size)
+            ):
                 raise ValueError(
                     f'{name} must be ({num_heads} or 1, {depth // 2}, {kernel_size}) for {channels} '
                     f'channels, num_heads={num_heads} and kernel_size={kernel_size}, '
@@ -154,4 +160,6 @@ def _check_tensors(query, key, value, rel_row, rel_col, kernel_size, num_heads) 
                 )
     for name, x in (('key', key), ('value', value), ('rel_row', rel_row), ('rel_col', rel_col)):
         if x is not None and x.device != query.device:
-            raise ValueError(f'{name} must be on the device of query, {query.device}, but is on {x.device}')
+            raise ValueError(
+                f'{name} must be on the device of query, {query.device}, but is on {x.device}'
+            )

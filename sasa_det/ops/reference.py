@@ -81,9 +81,7 @@ def local_attention_reference(
     values = _split_heads(_at(unfold_windows(v, window), None), window.num_heads)
     result = torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
     memory_format = (
-        torch.contiguous_format
-        if empty_output(query).is_contiguous()
-        else torch.channels_last
+        torch.contiguous_format if empty_output(query).is_contiguous() else torch.channels_last
     )
     return result.to(query.dtype).contiguous(memory_format=memory_format)
 

@@ -122,7 +122,9 @@ def test_initial_logits_have_unit_variance(depth):
     with torch.no_grad():
         q, k, v = layer.query(x), layer.key(x), layer.value(x)
         content = (q * k).view(8, depth, -1).sum(1)
-        position = torch.einsum('hdp,hdt->hpt', q.view(8, depth, -1)[:, : depth // 2], layer.rel_row)
+        position = torch.einsum(
+            'hdp,hdt->hpt', q.view(8, depth, -1)[:, : depth // 2], layer.rel_row
+        )
     assert 0.7 < content.std() < 1.4
     assert 0.7 < position.std() * 2**0.5 < 1.4
     assert 0.9 < v.std() < 1.1
@@ -177,7 +179,10 @@ def test_attention_weights_are_those_that_forward_uses(position, border):
     'kwargs, message',
     [
         (dict(kernel_size=4), 'kernel_size must be an odd integer of at least 1, but is 4'),
-        (dict(kernel_size=(3, 5)), r'kernel_size must be one integer or two equal ones, but is \(3, 5\)'),
+        (
+            dict(kernel_size=(3, 5)),
+            r'kernel_size must be one integer or two equal ones, but is \(3, 5\)',
+        ),
         (dict(num_heads=5), 'num_heads must divide out_channels, 24, but is 5'),
         (dict(num_heads=24), "position='relative' needs an even number of channels per head"),
         (dict(stride=0), 'stride must be an integer of at least 1, but is 0'),
@@ -241,7 +246,9 @@ class TestConvCfg:
         backbone = ResNet(50, base_channels=8, conv_cfg=dict(type='SASA', num_heads=2))
         assert isinstance(backbone.layer1[0].conv2, LocalSelfAttention2d)
         assert type(backbone.layer1[0].conv1) is nn.Conv2d
-        neck = FPN([32, 64, 128, 256], 16, num_outs=5, conv_cfg=self.CFG, add_extra_convs='on_output')
+        neck = FPN(
+            [32, 64, 128, 256], 16, num_outs=5, conv_cfg=self.CFG, add_extra_convs='on_output'
+        )
         outs = neck(backbone(torch.randn(1, 3, 64, 64)))
         assert [tuple(out.shape[2:]) for out in outs] == [(n, n) for n in (16, 8, 4, 2, 1)]
         assert type(neck.lateral_convs[0].conv) is nn.Conv2d

@@ -84,7 +84,9 @@ class TestSASAResNet:
             for block in range(count)
         }
         assert attends(model) == expected
-        spatial = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+        spatial = [
+            m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)
+        ]
         assert spatial == [model.conv1]
 
     def test_each_stage_is_switched_by_itself(self):
@@ -150,7 +152,10 @@ class TestSASAResNet:
             (dict(attn_stages=(2, 1, 0, 0)), r'attn_stages must be 4 booleans'),
             (dict(attn_cfg=[ATTN] * 3), 'attn_cfg must be one dict or 4, one a stage, but are 3'),
             (dict(attn_cfg='SASA'), "attn_cfg must be a dict or None, but is 'SASA'"),
-            (dict(attn_cfg=dict(kernel=7)), "unknown key 'kernel'; it takes kernel_size, num_heads"),
+            (
+                dict(attn_cfg=dict(kernel=7)),
+                "unknown key 'kernel'; it takes kernel_size, num_heads",
+            ),
             (dict(attn_cfg=dict(stride=2)), "unknown key 'stride'"),
             (dict(attn_cfg=dict(kernel_size=4)), 'kernel_size must be an odd integer'),
             (dict(attn_cfg=dict(num_heads=3)), 'num_heads must divide out_channels, 64, but is 3'),
@@ -183,7 +188,9 @@ class TestSASAFPN:
         assert sizes == [out.shape for out in FPN(**NECK)(maps)]
 
     def test_refuses(self):
-        with pytest.raises(ValueError, match=r"attn_parts may hold \('outputs', 'extras'\), but has 'P6'"):
+        with pytest.raises(
+            ValueError, match=r"attn_parts may hold \('outputs', 'extras'\), but has 'P6'"
+        ):
             MODELS.build(dict(type='SASAFPN', **NECK, attn_cfg=ATTN, attn_parts=('P6',)))
         with pytest.raises(ValueError, match="unknown key 'heads'"):
             MODELS.build(dict(type='SASAFPN', **NECK, attn_cfg=dict(heads=2)))

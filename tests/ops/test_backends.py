@@ -3,7 +3,14 @@
 import pytest
 import torch
 from cases import (
-    CASES, OPTIONS, SMALL, Case, backends, largest_error, value_and_grads, with_grad,
+    CASES,
+    OPTIONS,
+    SMALL,
+    Case,
+    backends,
+    largest_error,
+    value_and_grads,
+    with_grad,
 )  # fmt: skip
 
 from sasa_det.ops import local_attention
@@ -48,7 +55,11 @@ def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options)
     window = Window(num_heads=num_heads, **options)
     logits = window_logits(query, key, rel_row, rel_col, window)
     weights = logits.flatten(3).softmax(-1).view_as(logits)
-    values = unfold_windows(value, window).flatten(2, 3).unflatten(1, (num_heads, value.shape[1] // num_heads))
+    values = (
+        unfold_windows(value, window)
+        .flatten(2, 3)
+        .unflatten(1, (num_heads, value.shape[1] // num_heads))
+    )
     return torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
 
 
@@ -58,7 +69,9 @@ def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options)
 def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
     """The budget is what the plain formula loses in that type."""
     inputs = case.inputs(dtype)
-    exact = value_and_grads([None if x is None else x.double() for x in inputs], case.options, 'reference')
+    exact = value_and_grads(
+        [None if x is None else x.double() for x in inputs], case.options, 'reference'
+    )
     results = value_and_grads(inputs, case.options, backend)
     leaves = with_grad(inputs)
     plain = attend_plainly(*leaves, **case.options)
@@ -107,7 +120,9 @@ def test_layout_does_not_change_the_result(how, dilation, backend):
     maps = [strided(x, how) for x in maps]
     if how != 'expanded':
         assert not maps[0].is_contiguous()
-    expected = local_attention(*(x.contiguous() for x in maps), *tables, **case.options, backend=backend)
+    expected = local_attention(
+        *(x.contiguous() for x in maps), *tables, **case.options, backend=backend
+    )
     output = local_attention(*maps, *tables, **case.options, backend=backend)
     assert torch.equal(output, expected)
     channels_last = how == 'channels_last'
@@ -115,13 +130,17 @@ def test_layout_does_not_change_the_result(how, dilation, backend):
     assert output.is_contiguous(memory_format=wanted)
 
     leaves = [x.requires_grad_() for x in (y.detach() for y in maps)]
-    cotangent = torch.randn(output.shape, dtype=output.dtype).transpose(2, 3).contiguous().transpose(2, 3)
+    cotangent = (
+        torch.randn(output.shape, dtype=output.dtype).transpose(2, 3).contiguous().transpose(2, 3)
+    )
     grads = torch.autograd.grad(
         local_attention(*leaves, *tables, **case.options, backend=backend), leaves, cotangent
     )
     plain = with_grad([x.contiguous() for x in maps])
     expected = torch.autograd.grad(
-        local_attention(*plain, *tables, **case.options, backend=backend), plain, cotangent.contiguous()
+        local_attention(*plain, *tables, **case.options, backend=backend),
+        plain,
+        cotangent.contiguous(),
     )
     assert largest_error(grads, expected) < 1e-12
 

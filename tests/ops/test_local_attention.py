@@ -54,7 +54,9 @@ def test_refuses_tensors(tensors, message):
 
 
 def test_refuses_positions_of_odd_depth():
-    with pytest.raises(ValueError, match='even number of channels per head, but 8 channels in 8 heads'):
+    with pytest.raises(
+        ValueError, match='even number of channels per head, but 8 channels in 8 heads'
+    ):
         local_attention(X, X, X, TABLE, TABLE, kernel_size=3, num_heads=8)
 
 
@@ -68,7 +70,9 @@ def test_backend_by_name_never_falls_back():
 def test_native_refuses_what_it_cannot(monkeypatch):
     x = torch.zeros(1, 2, 1, 1)
     if available_backends()['native'] is None:
-        with pytest.raises(RuntimeError, match='native: it takes kernel_size up to 127, but it is 129'):
+        with pytest.raises(
+            RuntimeError, match='native: it takes kernel_size up to 127, but it is 129'
+        ):
             local_attention(x, x, x, kernel_size=129, num_heads=1, backend='native')
     assert local_attention(x, x, x, kernel_size=129, num_heads=1).shape == x.shape
 
@@ -77,9 +81,7 @@ def test_auto_says_at_debug_level_what_it_takes_and_why(caplog):
     with caplog.at_level(logging.DEBUG, logger='sasa_det'):
         local_attention(X, X, X, kernel_size=3, num_heads=2)
     (record,) = caplog.records
-    fastest = next(
-        name for name in ('native', 'eager') if available_backends()[name] is None
-    )
+    fastest = next(name for name in ('native', 'eager') if available_backends()[name] is None)
     assert f'takes {fastest}; not triton: ' in record.getMessage()
 
 

@@ -38,7 +38,9 @@ def attend_by_loops(query, key, value, rel_row, rel_col, case: Case):
                                 if rel_row is not None and c >= depth // 2:
                                     logit += q[c] * rel_col[table, c - depth // 2, u].item()
                             logits.append(case.scale * logit)
-                            values.append(value[b, own, row, col].tolist() if inside else [0.0] * depth)
+                            values.append(
+                                value[b, own, row, col].tolist() if inside else [0.0] * depth
+                            )
                     total = sum(math.exp(logit) for logit in logits)
                     for c in range(depth):
                         output[b, head * depth + c, y, x] = sum(

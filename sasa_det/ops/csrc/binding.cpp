@@ -88,7 +88,7 @@ void run_bands(const sasa::Problem& p, const std::vector<sasa::Band>& bands, boo
   constexpr int64_t alignment = 64;
   const int64_t bytes = kernels().scratch(p, backward) + alignment;
   at::parallel_for(0, bands.size(), 1, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<char[]> memory(new char[bytes]);
+    const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     void* aligned = memory.get() + (alignment - address % alignment) % alignment;
     for (int64_t n = first; n < last; ++n) run(p, bands[n], aligned);

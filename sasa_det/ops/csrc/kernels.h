@@ -38,6 +38,18 @@ inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
+template <typename T>
+inline T sum_lanes(Vec<T> x) {
+  T lanes[Vector<T>::lanes];
+  store(lanes, x);
+  for (int half = Vector<T>::lanes / 2; half > 0; half /= 2)
+    for (int n = 0; n < half; ++n) lanes[n] += lanes[n + half];
+  return lanes[0];
+}
+
+inline float log_of(float x) { return __builtin_logf(x); }
+inline double log_of(double x) { return __builtin_log(x); }
+
 // exp for arguments of at most some 80 in magnitude above zero; 0 below the smallest normal result.
 // Cephes' reduction: x = n ln 2 + r, exp(x) = 2^n exp(r).
 inline Vec<float> exp_vec(Vec<float> x) {
@@ -194,9 +206,13 @@ inline void copy_row(const S* from, int64_t n, T factor, T* to) {
 }
 template <typename T>
 inline void copy_row(const T* from, int64_t n, T factor, T* to) {
-  int64_t x = 0;
-  for (; x + Vector<T>::lanes <= n; x += Vector<T>::lanes) store(to + x, load(from + x) * factor);
-  for (; x < n; ++x) to[x] = from[x] * factor;
+  constexpr int64_t L = Vector<T>::lanes;
+  if (n < L) {
+    for (int64_t x = 0; x < n; ++x) to[x] = from[x] * factor;
+    return;
+  }
+  for (int64_t x = 0; x + L <= n; x += L) store(to + x, load(from + x) * factor);
+  store(to + n - L, load(from + n - L) * factor);  // the rest, some of it twice
 }
 
 template <typename S, typename T>
@@ -442,7 +458,8 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   T* zeros = scratch.take(at.map_row());
   V* bias = reinterpret_cast<V*>(bias_memory);
   V* logits = reinterpret_cast<V*>(weights);
-  clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
+  // What is zero stays zero from band to band, unless the next phase has rows of another width.
+  if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
   const Tables<T> tables = tables_of<T>(p, band.head);
   const T* key_rows[LARGEST_ROW];
   const T* value_rows[LARGEST_ROW];
@@ -501,7 +518,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
           store(out + at.margin + x + (c + n) * at.stride, sum[n] * share);
       });
       for (int n = 0; n < L && x + n < at.width; ++n)
-        lse[(x + n) * p.dilation] = peak[n] + T(__builtin_log(double(total[n])));
+        lse[(x + n) * p.dilation] = peak[n] + log_of(T(total[n]));
     }
     unpack(p.output, p, at, band, y, T(1), out);
   }
@@ -533,7 +550,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   V* bias = reinterpret_cast<V*>(work);
   V* row = bias + 2 * k;
   V* pull = row + k;
-  clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
+  // What is zero stays zero from band to band, unless the next phase has rows of another width.
+  if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
   const Tables<T> tables = tables_of<T>(p, band.head);
   const T* key_rows[LARGEST_ROW];
   const T* value_rows[LARGEST_ROW];
@@ -676,9 +694,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
                                   (c < half ? by_row : by_col) + n * at.stride, at.padded, at.stride,
                                   sum);
             for (int m = 0; m < count.value; ++m) {
-              T result = 0;
-              for (int lane = 0; lane < L; ++lane) result += sum[m][lane];
-              sums[c * k + n + m] = result;
+              sums[c * k + n + m] = sum_lanes<T>(sum[m]);
             }
           });
       }

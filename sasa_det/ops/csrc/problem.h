@@ -37,7 +37,7 @@ struct Band {
 
 struct Kernels {
   const char* capability;
-  // Bytes of scratch that one thread needs.
+  // Bytes of scratch that one thread needs, zeros at first and then handed on from band to band.
   int64_t (*scratch)(const Problem&, bool backward);
   void (*forward)(const Problem&, const Band&, void* scratch);
   void (*backward)(const Problem&, const Band&, void* scratch);
