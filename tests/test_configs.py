@@ -1,7 +1,6 @@
 """The configs: named for what attends, mmdet's without it, switched by part; each mix trains."""
 
 import copy
-import functools
 import os
 import re
 from itertools import product
@@ -20,6 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.models import SASAFPN
 from sasa_det.ops.library import count_macs
 from tools import check_mixes
 from tools.check_mixes import read_config
@@ -75,11 +75,6 @@ def parts_in_name(name):
     return {part for part, mark in zip(PARTS, large.groups()) if mark}
 
 
-def without_attention(path):
-    """The sibling of a leaf in which every part is a convolution."""
-    return path.with_name(path.name.replace('_sasa-head', '').replace('sasa-', ''))
-
-
 @pytest.fixture(scope='module', params=LEAVES, ids=leaf_name)
 def leaf(request):
     """A leaf's path and its detector."""
@@ -105,19 +100,19 @@ class TestEachLeaf:
         layers = dict(zip(PARTS, (8, 4, 4) if tiny else (16, 5, 10)))
         for part in attending_parts(model):
             module = getattr(model, part)
-            assert spatial_convs(module) == ({'conv1'} if part == 'backbone' else set())
+            stem = {'stem.0', 'stem.3', 'stem.6'} if tiny else {'conv1'}
+            assert spatial_convs(module) == (stem if part == 'backbone' else set())
             attention = attention_layers(module).values()
             assert len(attention) == layers[part]
             assert {(m.kernel_size, m.num_heads) for m in attention} == {(5, 4) if tiny else (7, 8)}
 
-    def test_counts_local_attention_in_its_flops(self, leaf):
-        """What is left beside convolution and attention, norms and upsampling, is the sibling's."""
-        path, model = leaf
-        assert rest_of_macs(model) == rest_of_sibling(without_attention(path))
+    def test_counts_local_attention_in_its_flops(self, leaf, size=(64, 96)):
+        model = leaf[1].eval()
+        assert count_by_mmengine(model, size) == count_by_hand(model, size)
 
 
 def count_by_hand(model, size):
-    """Multiply-adds of all convolutions and attention layers, from the sizes of their maps."""
+    """Add up what each layer computes, a multiply-add as one, from the sizes of its maps."""
     macs = []
 
     def conv(module, inputs, output):
@@ -129,7 +124,21 @@ def count_by_hand(model, size):
         shape = (batch, module.out_channels, height, width)
         macs.append(projections + count_macs(shape, module.kernel_size, True, True))
 
-    kinds = {nn.Conv2d: conv, LocalSelfAttention2d: attention}
+    def norm(cost):
+        return lambda module, inputs, output: macs.append(cost * output.numel())
+
+    def fpn(module, inputs, outputs):
+        # The top-down path makes a map for each level but the top one.
+        macs.extend(out.numel() for out in outputs[: len(module.lateral_convs) - 1])
+
+    # The costs of norms are mmengine's own estimates.
+    kinds = {
+        nn.Conv2d: conv,
+        LocalSelfAttention2d: attention,
+        nn.BatchNorm2d: norm(2),
+        nn.GroupNorm: norm(5),
+        SASAFPN: fpn,
+    }
     hooks = [
         module.register_forward_hook(kinds[type(module)])
         for module in model.modules()
@@ -146,16 +155,6 @@ def count_by_mmengine(model, size):
     return get_model_complexity_info(model, (3, *size), show_table=False, show_arch=False)['flops']
 
 
-def rest_of_macs(model, size=(64, 96)):
-    model.eval()
-    return count_by_mmengine(model, size) - count_by_hand(model, size)
-
-
-@functools.cache
-def rest_of_sibling(path):
-    return rest_of_macs(build(read_config(path)))
-
-
 @needs_coco
 def test_mmdets_get_flops_counts_what_we_count(tmp_path):
     options = check_mixes.smoke_options(COCO)
@@ -168,10 +167,10 @@ def test_mmdets_get_flops_counts_what_we_count(tmp_path):
     assert printed['Params'] == _format_size(sum(p.numel() for p in model.parameters()))
 
 
-def attention_parameters(in_channels, out_channels, bias):
+def attention_parameters(in_channels, out_channels):
     """Query, key and value; the biases of query and value; 7 row and 7 column offsets, each of half
     the depth of one of 8 heads, which share them."""
-    return 3 * in_channels * out_channels + 2 * out_channels * bias + 7 * out_channels // 8
+    return 3 * in_channels * out_channels + 2 * out_channels + 7 * out_channels // 8
 
 
 @pytest.mark.parametrize('path', MIXES, ids=leaf_name)
@@ -179,7 +178,7 @@ def test_parameters_of_the_mixes(path):
     # ResNet-50's without its classifier; the 3x3s of (channels, blocks) have no bias.
     stages = ((64, 3), (128, 4), (256, 6), (512, 3))
     resnet = 25_557_032 - (2048 * 1000 + 1000)
-    attention = sum(n * (attention_parameters(c, c, False) - 9 * c * c) for c, n in stages)
+    attention = sum(n * (attention_parameters(c, c) - 9 * c * c) for c, n in stages)
     laterals = sum(c * 256 + 256 for c in (512, 1024, 2048))
     # P3 to P5 and P7; P6 comes from C5.
     inputs = (256, 256, 256, 256, 2048)
@@ -187,10 +186,10 @@ def test_parameters_of_the_mixes(path):
         ('backbone', False): resnet,
         ('backbone', True): resnet + attention,
         ('neck', False): laterals + sum(9 * c * 256 + 256 for c in inputs),
-        ('neck', True): laterals + sum(attention_parameters(c, 256, True) for c in inputs),
+        ('neck', True): laterals + sum(attention_parameters(c, 256) for c in inputs),
         # 9 anchors with 80 classes and 4 edges; one more attention a tower in a predictor's place.
         ('bbox_head', False): 8 * (9 * 256 * 256 + 256) + (9 * 256 + 1) * 9 * (80 + 4),
-        ('bbox_head', True): 10 * attention_parameters(256, 256, True) + (256 + 1) * 9 * (80 + 4),
+        ('bbox_head', True): 10 * attention_parameters(256, 256) + (256 + 1) * 9 * (80 + 4),
     }
     model = build(read_config(path))
     for part in PARTS:

@@ -15,3 +15,6 @@ attn_head = dict(attn_cfg=attn_cfg)
 
 # Batch norm over two images a GPU is too noisy. Applies to distributed training only.
 sync_bn = 'torch'
+
+# Logits are not scaled, and FPN and head have no norm: clipping bounds what a first step can do.
+attn_optim = dict(clip_grad=dict(max_norm=35, norm_type=2))

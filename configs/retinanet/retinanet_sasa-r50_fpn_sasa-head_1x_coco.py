@@ -4,3 +4,4 @@ model = dict(
     backbone={{_base_.attn_backbone}},
     bbox_head={{_base_.attn_head}},
 )
+optim_wrapper = {{_base_.attn_optim}}

@@ -4,3 +4,4 @@ model = dict(
     backbone={{_base_.attn_backbone}},
     neck={{_base_.attn_neck}},
 )
+optim_wrapper = {{_base_.attn_optim}}

@@ -5,3 +5,4 @@ model = dict(
     neck={{_base_.attn_neck}},
     bbox_head={{_base_.attn_head}},
 )
+optim_wrapper = {{_base_.attn_optim}}

@@ -4,7 +4,7 @@ torch.utils.flop_counter has its formula beside the operator, in :mod:`sasa_det.
 """
 
 from mmengine.analysis import complexity_analysis
-from mmengine.analysis.jit_handles import get_shape
+from mmengine.analysis.jit_handles import bmm_flop_jit, get_shape
 
 from ..ops.library import count_macs
 
@@ -28,7 +28,10 @@ def _is_given(value) -> bool:
 
 
 def register() -> None:
-    """Make every FlopAnalyzer of mmengine (mmdet's get_flops.py as well) count local attention."""
-    complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS['sasa_det::local_attention'] = (
-        local_attention_flop_jit
-    )
+    """Make every FlopAnalyzer of mmengine (mmdet's get_flops.py as well) count local attention.
+
+    And the projections before it: mmengine knows bmm, but not bmm with a bias.
+    """
+    known = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
+    known['sasa_det::local_attention'] = local_attention_flop_jit
+    known.setdefault('aten::baddbmm', lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs))

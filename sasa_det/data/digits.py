@@ -27,12 +27,12 @@ SPLITS = ('train', 'val')
 
 _MARKER = '.made-by-sasa_det.data.digits'
 _MANIFEST = 'manifest.json'
-_FORMAT = 4  # raise it with every change that changes the bytes: older sets are then made anew
+_FORMAT = 5  # raise it with every change that changes the bytes: older sets are then made anew
 _TRAIN_SHARE = 0.7  # of the digits of each class
 # Columns of each photograph that only validation sees: half of the pagoda, an edge of the flower.
 _VAL_COLUMNS = {'china.jpg': (0, 200), 'flower.jpg': (360, 640)}
 _CROP_SIDE = (112, 192)  # pixels of the photograph
-_DIGIT_SIZE = (22, 0.6)  # square root of the box's area: from 22 pixels to 0.6 of the image
+_DIGIT_SIZE = (24, 0.6)  # square root of the box's area: from 24 pixels to 0.6 of the image
 _CONTRAST = 100  # least distance in luma, 0 to 255, between ink and background
 _EMPTY_SHARE, _CROWD_SHARE = 0.03, 0.04
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_OPTIMIZE, 0)
@@ -334,10 +334,12 @@ def _draw_objects(rng, canvas, digits, pool, kind):
     if kind == 'crowd':
         objects.append(_draw_crowd(rng, canvas, digits, pool))
         boxes.append(objects[0]['bbox'])
-    count = int(rng.integers(*((4, 11) if kind == 'plain' else (1, 4))))
+    count = int(rng.integers(*((8, 17) if kind == 'plain' else (1, 4))))
     low, high = np.log(_DIGIT_SIZE[0]), np.log(_DIGIT_SIZE[1] * canvas.shape[0])
     # The largest first: they are the hardest to find a place for.
-    for digit_size in sorted(np.exp(rng.uniform(low, high, count)), reverse=True):
+    # More small ones than large, so that many find one.
+    sizes = np.exp(low + (high - low) * rng.random(count) ** 1.5)
+    for digit_size in sorted(sizes, reverse=True):
         label = int(rng.integers(len(CLASSES)))
         index = int(rng.choice(pool[label]))
         alpha = _make_ink(rng, digits.images[index], digit_size, 0.9 * canvas.shape[0])

@@ -74,7 +74,6 @@ def backward(
     value: Tensor,
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
-    output: Tensor,
     logsumexp: Tensor,
     window: Window,
 ) -> Tuple[Optional[Tensor], ...]:
@@ -93,23 +92,23 @@ def backward(
     half = query.shape[1] // window.num_heads // 2
 
     for phase in _phases(window.dilation):
-        q_map, k_map, v_map, g_map, out_map, lse_map, gq_map, gk_map, gv_map = (
+        q_map, k_map, v_map, g_map, lse_map, gq_map, gk_map, gv_map = (
             _phase(x, phase)
             for x in (
-                query, key, value, grad, output, logsumexp, grad_query, grad_key, grad_value,
+                query, key, value, grad, logsumexp, grad_query, grad_key, grad_value,
             )
         )  # fmt: skip
         for tiling in _tilings(q_map, window):
             q = tiling.queries(q_map, dtype) * window.scale
             g = tiling.queries(g_map, dtype)
-            delta = (g * tiling.queries(out_map, dtype)).sum(-1, keepdim=True)
             values = tiling.halos(v_map, dtype)
 
             logits, keys = _logits(tiling, q, k_map, row, col, dtype)
             weights = logits.sub_(tiling.queries(lse_map, dtype)).exp_()
             tiling.add_halos(gv_map, torch.bmm(g.transpose(1, 2), weights))
             # d logits = weights * (d weights - sum of weights * d weights)
-            grad_logits = torch.bmm(g, values).sub_(delta).mul_(weights)
+            grad_logits = torch.bmm(g, values).mul_(weights)
+            grad_logits.sub_(weights.mul_(grad_logits.sum(-1, keepdim=True)))
             grad_q = torch.zeros_like(q)
             if keys is not None:
                 grad_q = torch.bmm(grad_logits, keys.transpose(1, 2))

@@ -16,7 +16,7 @@ _INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel
 _OPTIONS = 'int kernel_size, int num_heads, int dilation, str border, float scale, str backend'
 _LIB.define(f'local_attention({_INPUTS}, {_OPTIONS}) -> (Tensor output, Tensor logsumexp)')
 _LIB.define(
-    f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor output, Tensor logsumexp, {_OPTIONS})'
+    f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
 )
 
@@ -37,10 +37,10 @@ def _forward(query, key, value, rel_row, rel_col, *options):
     return run.forward(query, key, value, rel_row, rel_col, window)
 
 
-def _backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, *options):
+def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
     window, backend = Window(*options[:-1]), options[-1]
     run = choose_backend(backend, query, window)
-    grads = run.backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, window)
+    grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, window)
     # A schema cannot say that a tensor is optional in a result.
     return tuple(query.new_empty(0) if x is None else x for x in grads)
 
@@ -52,7 +52,7 @@ def _fake_forward(query, key, value, rel_row, rel_col, *options):
     return empty_output(query), query.new_empty(shape, dtype=compute_dtype(query.dtype))
 
 
-def _fake_backward(grad, query, key, value, rel_row, rel_col, output, logsumexp, *options):
+def _fake_backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
     maps = (None if x is None else empty_output(x) for x in (query, key, value))
     tables = (
         None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -68,7 +68,8 @@ class _LocalAttention(torch.autograd.Function):
             output, logsumexp = torch.ops.sasa_det.local_attention(
                 query, key, value, rel_row, rel_col, *options
             )
-        ctx.save_for_backward(query, key, value, rel_row, rel_col, output, logsumexp)
+        # Not the output: what follows may well be a ReLU in place, as after a convolution.
+        ctx.save_for_backward(query, key, value, rel_row, rel_col, logsumexp)
         ctx.options = options
         ctx.mark_non_differentiable(logsumexp)
         return output, logsumexp
@@ -140,7 +141,7 @@ def _register_flops() -> None:
 
     # Backward recomputes the logits and takes two products for each of the forward's.
     @register_flop_formula(torch.ops.sasa_det.local_attention_backward)
-    def _(grad, query, key, value, rel_row, rel_col, output, lse, kernel_size, *args, **kw) -> int:
+    def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
         again = count_macs(query, kernel_size, key is not None, rel_row is not None)
         values = count_macs(query, kernel_size, False, False)
         return 2 * (3 * again - values)

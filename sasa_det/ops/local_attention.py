@@ -35,8 +35,8 @@ def local_attention(
         \mathrm{softmax}_{ab}\big(s\,(q_{ij} k_{ab} + q_{ij} r_{a-i,b-j})\big)\, v_{ab}
 
     per head, as in equation 3 of `Stand-Alone Self-Attention in Vision Models
-    <https://arxiv.org/abs/1906.05909>`_. The backward pass keeps the inputs, the output and one
-    number per head and pixel; it is differentiable once (``backend='reference'``: any number of times).
+    <https://arxiv.org/abs/1906.05909>`_. The backward pass keeps the inputs and one number
+    per head and pixel; it is differentiable once (``backend='reference'``: any number of times).
 
     Args:
         query: (B, C, H, W) in float64, float32, bfloat16 or float16; any strides, any H and W,

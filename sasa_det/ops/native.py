@@ -57,7 +57,6 @@ def backward(
     value: Tensor,
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
-    output: Tensor,
     logsumexp: Tensor,
     window: Window,
 ) -> Tuple[Optional[Tensor], ...]:
@@ -74,7 +73,7 @@ def backward(
             (batch, window.num_heads, window.dilation, height, 2, *row.shape[1:]), dtype=dtype
         )
     _native.backward(
-        grad, query, key, value, row, col, output, logsumexp,
+        grad, query, key, value, row, col, logsumexp,
         grad_query, grad_key, grad_value, tables, *_options(window),
     )  # fmt: skip
     if tables is None:

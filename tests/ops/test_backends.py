@@ -80,8 +80,8 @@ def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
     )
     there = [x for x in leaves if x is not None]
     plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(dtype))]
-    # Results are stored in their type, and the backward reads the output that was: whatever the way
-    # of computing, each loses a unit in the last place in each term of a product over a head's channels.
+    # Results are stored in their type: whatever the way of computing, each loses a unit in the last
+    # place in each term of a product over a head's channels.
     rounding = torch.finfo(dtype).eps * case.depth * max(x.abs().max().item() for x in exact)
     for result, peer, truth in zip(results, plain, exact):
         assert result.dtype == dtype
@@ -192,6 +192,16 @@ def test_borders(backend):
     assert torch.allclose(zeros[0, 0, 0], torch.tensor([4, 6, 6, 6, 4], dtype=q.dtype) / 9)
     assert torch.allclose(zeros[0, 0, 1:3, 1:4], torch.ones(2, 3, dtype=q.dtype))
     assert torch.allclose(local_attention(q, q, v, **options, border='mask'), v)
+
+
+@fused
+def test_output_may_be_changed_in_place(backend):
+    """A convolution's may, and mmcv's ConvModule does so with its ReLU."""
+    case = Case()
+    leaves, others = with_grad(case.inputs()), with_grad(case.inputs())
+    local_attention(*leaves, **case.options, backend=backend).relu_().sum().backward()
+    local_attention(*others, **case.options, backend=backend).relu().sum().backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(leaves, others))
 
 
 @backends('native')

@@ -32,8 +32,8 @@ sasa::Map as_map(const Tensor& x) {
 
 sasa::Problem describe(const Tensor& query, const OptionalTensor& key, const Tensor& value,
                        const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                       const Tensor& output, const Tensor& logsumexp, int64_t kernel_size,
-                       int64_t num_heads, int64_t dilation, bool mask, double scale) {
+                       const Tensor& logsumexp, int64_t kernel_size, int64_t num_heads,
+                       int64_t dilation, bool mask, double scale) {
   sasa::Problem p{};
   p.batch = query.size(0);
   p.heads = num_heads;
@@ -54,7 +54,6 @@ sasa::Problem describe(const Tensor& query, const OptionalTensor& key, const Ten
   p.query = as_map(query);
   if (key) p.key = as_map(*key);
   p.value = as_map(value);
-  p.output = as_map(output);
   p.logsumexp = logsumexp.data_ptr();
   if (rel_row) {
     p.rel_row = rel_row->data_ptr();
@@ -99,18 +98,19 @@ void forward(const Tensor& query, const OptionalTensor& key, const Tensor& value
              const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& output,
              const Tensor& logsumexp, int64_t kernel_size, int64_t num_heads, int64_t dilation,
              bool mask, double scale) {
-  const auto p = describe(query, key, value, rel_row, rel_col, output, logsumexp, kernel_size,
-                          num_heads, dilation, mask, scale);
+  auto p = describe(query, key, value, rel_row, rel_col, logsumexp, kernel_size, num_heads,
+                    dilation, mask, scale);
+  p.output = as_map(output);
   run_bands(p, cut(p, 8), false, kernels().forward);
 }
 
 void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key,
               const Tensor& value, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-              const Tensor& output, const Tensor& logsumexp, const Tensor& grad_query,
+              const Tensor& logsumexp, const Tensor& grad_query,
               const OptionalTensor& grad_key, const Tensor& grad_value,
               const OptionalTensor& table_grads, int64_t kernel_size, int64_t num_heads,
               int64_t dilation, bool mask, double scale) {
-  auto p = describe(query, key, value, rel_row, rel_col, output, logsumexp, kernel_size, num_heads,
+  auto p = describe(query, key, value, rel_row, rel_col, logsumexp, kernel_size, num_heads,
                     dilation, mask, scale);
   p.grad = as_map(grad);
   p.grad_query = as_map(grad_query);

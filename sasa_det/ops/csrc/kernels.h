@@ -604,7 +604,6 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
     T* g = grads.row(y);
     pack(p.query, p, at, band, y, T(p.scale), q);
     pack(p.grad, p, at, band, y, T(1), g);
-    pack(p.output, p, at, band, y, T(1), out);
     for (int64_t i = 0; i < k; ++i) {
       const int64_t source = y + i - radius;
       const bool inside = source >= 0 && source < at.height;
@@ -620,17 +619,12 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const T* here = q + at.margin + x;
       const T* grad_here = g + at.margin + x;
       const int64_t offset = at.margin + x - radius;
-      V sum = V{};
-      for (int64_t c = 0; c < at.depth; ++c)
-        sum += load(grad_here + c * at.stride) * load(out + at.margin + x + c * at.stride);
       biases(at, tables, here, bias);
-      V cols[LARGEST_ROW];
-      for (int64_t j = 0; j < k; ++j) cols[j] = V{};
+      V mean = V{};  // of d loss / d weight, by the weights: what softmax takes off each
       for (int64_t i = 0; i < k; ++i) {
         const bool closed = p.mask && (y + i - radius < 0 || y + i - radius >= at.height);
         T* w = weights.row(y) + i * k * at.stride + at.margin + x;
         T* d = pulls.row(y) + i * k * at.stride + at.margin + x;
-        V total = V{};
         if (closed) {
           for (int64_t j = 0; j < k; ++j) {
             store(w + j * at.stride, V{});
@@ -639,7 +633,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
         } else {
           for (int64_t j = 0; j < k; ++j) {
             row[j] = bias[i] + bias[k + j];
-            pull[j] = -sum;
+            pull[j] = V{};
           }
           in_pieces(k, [&](auto count, int64_t n) {
             if (has_key)
@@ -653,9 +647,21 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
             const V push = weight * pull[j];
             store(w + j * at.stride, weight);
             store(d + j * at.stride, push);
-            total += push;
-            cols[j] += push;
+            mean += push;
           }
+        }
+      }
+      V cols[LARGEST_ROW];
+      for (int64_t j = 0; j < k; ++j) cols[j] = V{};
+      for (int64_t i = 0; i < k; ++i) {
+        const T* w = weights.row(y) + i * k * at.stride + at.margin + x;
+        T* d = pulls.row(y) + i * k * at.stride + at.margin + x;
+        V total = V{};
+        for (int64_t j = 0; j < k; ++j) {
+          const V push = load(d + j * at.stride) - mean * load(w + j * at.stride);
+          store(d + j * at.stride, push);
+          total += push;
+          cols[j] += push;
         }
         store(by_row + i * at.stride + x, total);
       }

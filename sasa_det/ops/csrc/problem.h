@@ -19,10 +19,12 @@ struct Problem {
   bool mask;
   double scale;
   Type type;
-  Map query, key, value, output;     // key.data null: logits q.r alone
+  Map query, key, value;             // key.data null: logits q.r alone
   const void* rel_row = nullptr;     // (heads, depth / 2, k) in the compute type, or null
   const void* rel_col = nullptr;
   void* logsumexp = nullptr;         // (B, heads, H, W) in the compute type
+
+  Map output;  // forward only
 
   // Backward only.
   Map grad, grad_query, grad_key, grad_value;

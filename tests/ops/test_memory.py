@@ -1,0 +1,38 @@
+"""What a forward and backward take beside their inputs, at RetinaNet's P3 of a 1333 x 800 image."""
+
+import subprocess
+import sys
+
+from cases import backends
+
+# In a process of its own: the peak of a process only ever grows.
+MEASURE = """
+import resource, sys
+import torch
+from sasa_det.ops import local_attention
+
+def attend(size):
+    maps = [torch.ones(1, 256, *size).requires_grad_() for _ in range(3)]
+    tables = [torch.ones(1, 16, 7).requires_grad_() for _ in range(2)]
+    # The output's gradient exists before the measurement, as it does in training.
+    grad = torch.ones(1, 256, *size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    output = local_attention(*maps, *tables, kernel_size=7, num_heads=8, backend=sys.argv[1])
+    torch.autograd.grad(output, [*maps, *tables], grad)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+attend((8, 8))  # whatever a first call loads
+print(attend((100, 168)))
+"""
+
+
+def extra_peak(backend):
+    """Return the extra peak memory in KiB."""
+    command = [sys.executable, '-W', 'ignore', '-c', MEASURE, backend]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@backends('eager', 'native')
+def test_extra_peak_is_a_fraction_of_the_references(backend):
+    # Outputs and gradients alone are five maps of 17 MB.
+    assert extra_peak(backend) <= extra_peak('reference') / 4
