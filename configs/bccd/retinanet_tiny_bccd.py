@@ -22,8 +22,8 @@ test_evaluator = val_evaluator
 
 model = dict(bbox_head=dict(num_classes=3))
 
-max_epochs = 24
-train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+max_epochs = 12
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(
