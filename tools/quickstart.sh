@@ -98,7 +98,7 @@ else
 fi
 
 train=(train "$CONFIG" --work-dir "$WORK_DIR")
-[[ -z "$EPOCHS" ]] || train+=(--cfg-options "train_cfg.max_epochs=$EPOCHS")
+[[ -z "$EPOCHS" ]] || train+=(--cfg-options "train_cfg.max_epochs=$EPOCHS" "param_scheduler.1.end=$EPOCHS")
 if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
     echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
     train+=(--resume)
