@@ -44,7 +44,10 @@ def native_kernels():
         return [], {}
 
     class BuildOrSayWhyNot(BuildExtension):
+        """Build the kernels, or go on without them."""
+
         def run(self):
+            """Build, and say what went wrong if something did."""
             try:
                 super().run()
             except Exception as error:  # whatever a compiler may lack; eager does without it
