@@ -1,10 +1,9 @@
 """Local attention in tiled PyTorch with an explicit backward: runs wherever torch runs.
 
 The map is cut into tiles of queries. The logits of a tile against its halo of keys are one dense
-matrix product, in which the window's shape is kept by a large negative bias; about three in four of
-its entries are thrown away, and still it is some twenty times faster than unfolding, since a halo
-holds 3 copies of a key where unfolding holds k * k. Tiles are taken a chunk at a time, so that the
-memory in use does not grow with the map.
+matrix product, in which the window's shape is kept by a large negative bias. Some of its entries are thrown
+away, but the halos of a 7 x 7 window hold 6 copies of a key where unfolding holds 49. Tiles are taken a
+chunk at a time, so that the memory in use does not grow with the map.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from torch import Tensor
 
 from .geometry import Window, compute_dtype, empty_output
 
-# Edge of a square tile of queries, and the bytes that one chunk's logits may take: measured with
-# kernel sizes 3 to 11 on a two-core CPU, flat around these values.
+# Edge of a square tile of queries, and the bytes that one chunk's logits may take.
 TILE = 4
 CHUNK_BYTES = 8 << 20
 
