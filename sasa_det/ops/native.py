@@ -13,7 +13,7 @@ except ImportError as error:
     _native = None
     _MISSING = str(error)
 
-# LARGEST_ROW in csrc/kernels.h.
+# LARGEST_SPAN in csrc/kernels.h.
 _LARGEST_KERNEL = 127
 
 
@@ -67,10 +67,11 @@ def backward(
     grad_key = None if key is None else empty_output(key)
     tables = None
     if row is not None:
-        # One partial sum a row of the map, so that threads share none and the order is fixed.
-        batch, height = query.shape[0], query.shape[2]
+        # One partial sum for some rows of the map, so that threads share none and the order is fixed.
+        blocks = -(-query.shape[2] // _native.TABLE_ROWS)
         tables = query.new_zeros(
-            (batch, window.num_heads, window.dilation, height, 2, *row.shape[1:]), dtype=dtype
+            (query.shape[0], window.num_heads, window.dilation**2 * blocks, 2, *row.shape[1:]),
+            dtype=dtype,
         )
     _native.backward(
         grad, query, key, value, row, col, logsumexp,
@@ -78,7 +79,7 @@ def backward(
     )  # fmt: skip
     if tables is None:
         return grad_query, grad_key, grad_value, None, None
-    tables = tables.sum((0, 2, 3))
+    tables = tables.sum((0, 2))
     if rel_row.shape[0] == 1:
         tables = tables.sum(0, keepdim=True)
     grad_row, grad_col = tables.to(rel_row.dtype).unbind(1)

@@ -62,21 +62,25 @@ sasa::Problem describe(const Tensor& query, const OptionalTensor& key, const Ten
   return p;
 }
 
-// Enough bands to keep every thread busy, and no smaller than `least` rows, since neighbouring bands
-// pack (and in the backward recompute) a radius of the same rows. The result does not depend on it.
+// Enough bands to keep every thread busy, of no fewer than `least` blocks of TABLE_ROWS rows, since
+// neighbouring bands pack (and in the backward recompute) a radius of the same rows. The result does
+// not depend on it.
 std::vector<sasa::Band> cut(const sasa::Problem& p, int64_t least) {
+  constexpr int64_t block = sasa::TABLE_ROWS;
   std::vector<sasa::Band> bands;
   const int64_t maps = p.batch * p.heads * p.dilation * p.dilation;
   if (maps == 0) return bands;
-  const int64_t wanted = (2 * at::get_num_threads() + maps - 1) / maps;
+  const int64_t wanted = (4 * at::get_num_threads() + maps - 1) / maps;
   for (int64_t image = 0; image < p.batch; ++image)
     for (int64_t head = 0; head < p.heads; ++head)
       for (int64_t row = 0; row < std::min(p.dilation, p.height); ++row)
         for (int64_t col = 0; col < std::min(p.dilation, p.width); ++col) {
           const int64_t height = (p.height - row + p.dilation - 1) / p.dilation;
-          const int64_t count = std::max<int64_t>(1, std::min(wanted, height / least));
+          const int64_t blocks = (height + block - 1) / block;
+          const int64_t count = std::max<int64_t>(1, std::min(wanted, blocks / least));
           for (int64_t n = 0; n < count; ++n)
-            bands.push_back({image, head, row, col, height * n / count, height * (n + 1) / count});
+            bands.push_back({image, head, row, col, blocks * n / count * block,
+                             std::min(height, blocks * (n + 1) / count * block)});
         }
   return bands;
 }
@@ -101,7 +105,7 @@ void forward(const Tensor& query, const OptionalTensor& key, const Tensor& value
   auto p = describe(query, key, value, rel_row, rel_col, logsumexp, kernel_size, num_heads,
                     dilation, mask, scale);
   p.output = as_map(output);
-  run_bands(p, cut(p, 8), false, kernels().forward);
+  run_bands(p, cut(p, 1), false, kernels().forward);
 }
 
 void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key,
@@ -117,7 +121,7 @@ void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key
   if (grad_key) p.grad_key = as_map(*grad_key);
   p.grad_value = as_map(grad_value);
   if (table_grads) p.table_grads = table_grads->data_ptr();
-  run_bands(p, cut(p, 4 * kernel_size), true, kernels().backward);
+  run_bands(p, cut(p, 2), true, kernels().backward);
 }
 
 }  // namespace
@@ -125,5 +129,6 @@ void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", &forward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.attr("TABLE_ROWS") = sasa::TABLE_ROWS;
   m.def("capability", [] { return std::string(kernels().capability); });
 }

@@ -6,11 +6,22 @@
 // zeros, so that strides, layouts, types, dilation and borders end where packing ends. All loops over
 // pixels are whole vectors; lanes past the last pixel compute on zeros and are not stored.
 //
+// Loads limit these loops, not products: a window's shifted vectors are unaligned and each counts twice.
+// So GROUP rows of queries advance together and every vector of a key or a value serves all of them.
+//
 // No sum runs over more than one thread or depends on how a map is cut into bands: the same input gives
 // the same bits at any thread count.
 
 namespace sasa {
 namespace {
+
+constexpr double LOG2_E = 1.44269504088896340736;
+
+// Rows of queries, or of keys in the backward, that advance together.
+constexpr int GROUP = 3;
+// Neighbours in a row, and channels, of which GROUP times as many sums stay in registers.
+constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? 9 : 4;
+constexpr int MAX_CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
 
 template <typename T>
 struct Vector {
@@ -47,41 +58,29 @@ inline T sum_lanes(Vec<T> x) {
   return lanes[0];
 }
 
-inline float log_of(float x) { return __builtin_logf(x); }
-inline double log_of(double x) { return __builtin_log(x); }
-
-// exp for arguments of at most some 80 in magnitude above zero; 0 below the smallest normal result.
-// Cephes' reduction: x = n ln 2 + r, exp(x) = 2^n exp(r).
+// exp for x of at most some 80; 0 where the result would not be a normal number. NaN stays NaN.
 inline Vec<float> exp_vec(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
-  const auto low = splat<float>(-87.3f);
-  const Int under = x < low;
-  const Vec<float> clamped = under ? low : x;
   const auto magic = splat<float>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> shifted = clamped * 1.44269504f + magic;
-  const Vec<float> n = shifted - magic;
-  const Vec<float> r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec<float> y = splat<float>(1.9875691500e-4f);
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
-  const Int exponent = ((Int)shifted - (Int)magic) << 23;
-  const Vec<float> result = (Vec<float>)((Int)y + exponent);
-  return under ? splat<float>(0) : result;
+  const Vec<float> shifted = x * float(LOG2_E) + magic;
+  const Vec<float> r = x * float(LOG2_E) - (shifted - magic);  // exp(x) = 2^n 2^r, |r| <= 0.5
+  Vec<float> y = splat<float>(1.54035304e-4f);
+  y = y * r + 1.33335581e-3f;
+  y = y * r + 9.61812911e-3f;
+  y = y * r + 5.55041087e-2f;
+  y = y * r + 2.40226507e-1f;
+  y = y * r + 6.93147181e-1f;
+  y = y * r + 1.0f;
+  const Int power = ((Int)shifted - (Int)magic + 127) << 23;
+  return x < splat<float>(-87.3f) ? splat<float>(0) : y * (Vec<float>)power;
 }
 
 inline Vec<double> exp_vec(Vec<double> x) {
   typedef int64_t Int __attribute__((vector_size(VECTOR_BYTES)));
-  const auto low = splat<double>(-708.0);
-  const Int under = x < low;
-  const Vec<double> clamped = under ? low : x;
   const auto magic = splat<double>(6755399441055744.0);  // 1.5 * 2^52
-  const Vec<double> shifted = clamped * 1.4426950408889634 + magic;
+  const Vec<double> shifted = x * LOG2_E + magic;
   const Vec<double> n = shifted - magic;
-  const Vec<double> r = (clamped - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  const Vec<double> r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
   Vec<double> y = splat<double>(1.0 / 6227020800.0);  // Taylor to r^13: |r| <= 0.35, error 1e-17
   y = y * r + 1.0 / 479001600.0;
   y = y * r + 1.0 / 39916800.0;
@@ -95,9 +94,33 @@ inline Vec<double> exp_vec(Vec<double> x) {
   y = y * r + 1.0 / 6.0;
   y = y * r + 0.5;
   y = y * (r * r) + r + 1.0;
-  const Int exponent = ((Int)shifted - (Int)magic) << 52;
-  const Vec<double> result = (Vec<double>)((Int)y + exponent);
-  return under ? splat<double>(0) : result;
+  const Int power = ((Int)shifted - (Int)magic + 1023) << 52;
+  return x < splat<double>(-708.0) ? splat<double>(0) : y * (Vec<double>)power;
+}
+
+// log of normal numbers; NaN stays NaN. Cephes' logf.
+inline Vec<float> log_vec(Vec<float> x) {
+  typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
+  const Int bits = (Int)x - 0x3f3504f3;  // sqrt(1/2): the mantissa becomes sqrt(1/2) to sqrt(2)
+  const Int exponent = bits >> 23;
+  const Vec<float> m = (Vec<float>)((bits & 0x7fffff) + 0x3f3504f3) - 1.0f;
+  Vec<float> y = splat<float>(7.0376836292e-2f);
+  y = y * m - 1.1514610310e-1f;
+  y = y * m + 1.1676998740e-1f;
+  y = y * m - 1.2420140846e-1f;
+  y = y * m + 1.4249322787e-1f;
+  y = y * m - 1.6668057665e-1f;
+  y = y * m + 2.0000714765e-1f;
+  y = y * m - 2.4999993993e-1f;
+  y = y * m + 3.3333331174e-1f;
+  const Vec<float> result = m + m * m * (y * m - 0.5f) +
+                            __builtin_convertvector(exponent, Vec<float>) * 6.93147181e-1f;
+  return x != x ? x : result;
+}
+
+inline Vec<double> log_vec(Vec<double> x) {
+  for (int n = 0; n < Vector<double>::lanes; ++n) x[n] = __builtin_log(x[n]);
+  return x;
 }
 
 // ---- Storage types. ----
@@ -173,7 +196,8 @@ struct Layout {
         width((p.width - phase_col + p.dilation - 1) / p.dilation),
         margin(round_up(radius, Vector<T>::lanes)),
         padded(round_up(width, Vector<T>::lanes)),
-        stride(margin + padded + margin) {}
+        // Odd in vectors, so that a column of channels spreads over the sets of a cache.
+        stride(margin + padded + margin + (padded / Vector<T>::lanes % 2 ? 0 : Vector<T>::lanes)) {}
 
   int64_t map_row() const { return depth * stride; }   // one packed row of all channels
   int64_t pair_row() const { return k * k * stride; }  // one row of weights, all k * k of them
@@ -291,13 +315,17 @@ inline void unpack(const Map& map, const Problem& p, const Layout<float>& at, co
   if (p.type == Type::Half) unpack_as<Half>(map, p, at, band, y, factor, from);
 }
 
-// A ring of packed rows; row y stays in it until row y + k is asked for.
+// A ring of packed rows; row y >= 0 stays in it until row y + rows is asked for.
 template <typename T>
 struct Ring {
   T* data;
-  int64_t k, row_size;
-  T* row(int64_t y) const { return data + ((y % k) + k) % k * row_size; }
+  int64_t rows, row_size;
+  T* row(int64_t y) const { return data + y % rows * row_size; }
 };
+
+// Rows that a group and its windows span, and by how many more the keys' groups may lag behind.
+inline int64_t span(int64_t k) { return k + GROUP - 1; }
+inline int64_t lagging_span(int64_t k) { return span(k) + (k / 2 % GROUP ? GROUP - 1 : 0); }
 
 // ---- Products. ----
 
@@ -308,17 +336,36 @@ inline void ahead(const T* p) {
   __builtin_prefetch(p + 2 * Vector<T>::lanes);
 }
 
-// out[n] += sum over c of a[c] * b[c] shifted by n pixels, for one vector of pixels.
-template <int N, typename T>
-inline void dots(const T* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out) {
-  Vec<T> sum[N];
-  for (int n = 0; n < N; ++n) sum[n] = out[n];
-  for (int64_t c = 0; c < depth; ++c) {
-    const Vec<T> factor = load(a + c * stride);
-    ahead(b + c * stride);
-    for (int n = 0; n < N; ++n) sum[n] += factor * load(b + c * stride + n);
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// out[g * step + n] += sum over c of a[g][c] * b[c] shifted by n pixels, for one vector of pixels.
+template <int G, int N, typename T>
+inline void dots(const T* const* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out,
+                 int64_t step) {
+  Vec<T> sum[G][N];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[g][n] = out[g * step + n];
+  for (int64_t c = 0; c < depth; ++c, b += stride) {
+    Vec<T> factor[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) factor[g] = load(a[g] + c * stride);
+    ahead(b);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> shifted = load(b + n);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * shifted;
+    }
   }
-  for (int n = 0; n < N; ++n) out[n] = sum[n];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
 }
 
 // out[n] += sum over c of a[c] * table[c][n].
@@ -326,11 +373,14 @@ template <int N, typename T>
 inline void table_dots(const T* a, const T* table, int64_t depth, int64_t stride, int64_t k,
                        Vec<T>* out) {
   Vec<T> sum[N];
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) sum[n] = out[n];
   for (int64_t c = 0; c < depth; ++c) {
     const Vec<T> factor = load(a + c * stride);
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) sum[n] += factor * table[c * k + n];
   }
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) out[n] = sum[n];
 }
 
@@ -338,34 +388,35 @@ inline void table_dots(const T* a, const T* table, int64_t depth, int64_t stride
 template <int N, typename T>
 inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec<T>* out) {
   Vec<T> sum[N];
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) sum[n] = out[n];
   for (int64_t x = 0; x < padded; x += Vector<T>::lanes) {
     const Vec<T> factor = load(a + x);
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) sum[n] += factor * load(b + n * stride + x);
   }
+#pragma GCC unroll 16
   for (int n = 0; n < N; ++n) out[n] = sum[n];
 }
 
-// Call fn with the number of results as a compile-time constant, k at once or in pieces.
-template <int N>
-struct Count {
-  static constexpr int value = N;
-};
+// Call fn with the number of neighbours as a compile-time constant, k at once or in pieces.
 template <typename F>
 inline void in_pieces(int64_t k, const F& fn) {
-  switch (k) {  // what the paper's tables have, at full register use
-    case 3: fn(Count<3>(), 0); return;
-    case 5: fn(Count<5>(), 0); return;
-    case 7: fn(Count<7>(), 0); return;
-    case 9: fn(Count<9>(), 0); return;
-    case 11: fn(Count<11>(), 0); return;
-  }
   int64_t n = 0;
+  if constexpr (MAX_NEIGHBOURS >= 9) {
+    if (k == 9) return fn(Count<9>(), n);
+    for (; n + 7 <= k; n += 7) fn(Count<7>(), n);
+    if (n + 5 <= k) fn(Count<5>(), n), n += 5;
+  }
   for (; n + 4 <= k; n += 4) fn(Count<4>(), n);
-  for (; n < k; ++n) fn(Count<1>(), n);
+  switch (k - n) {
+    case 3: return fn(Count<3>(), n);
+    case 2: return fn(Count<2>(), n);
+    case 1: return fn(Count<1>(), n);
+  }
 }
 
-// Channels at a time: accumulators of N channels, and of N more in the backward, stay in registers.
+// Call fn with a number of channels as a compile-time constant.
 template <typename F>
 inline void by_channels(int64_t depth, const F& fn) {
   int64_t c = 0;
@@ -374,26 +425,92 @@ inline void by_channels(int64_t depth, const F& fn) {
   for (; c < depth; ++c) fn(Count<1>(), c);
 }
 
-// out[c] = sum over the window of weights * maps[c], for one vector of pixels.
-template <int N, typename T>
-inline void weighted_sum(const T* weights, int64_t weight_stride, const T* const* rows, int64_t k,
-                         int64_t offset, int64_t stride, Vec<T>* out) {
-  Vec<T> sum[N];
-  for (int n = 0; n < N; ++n) sum[n] = Vec<T>{};
-  for (int64_t i = 0; i < k; ++i) {
-    const T* row = rows[i] + offset;
+// Call fn with the number of rows in a group as a compile-time constant.
+template <typename F>
+inline void as_group(int64_t rows, const F& fn) {
+  static_assert(GROUP == 3, "one case for each number of rows");
+  switch (rows) {
+    case 3: return fn(Count<3>());
+    case 2: return fn(Count<2>());
+    case 1: return fn(Count<1>());
+  }
+}
+
+// Sums over the windows of a group of rows, for one vector of pixels and N channels:
+// out[g][n] = sum over i, j of weights(i + g, g)[j] * rows[i + g][n] shifted by j pixels. Row u of the
+// group's span is row u - g of window g; `rows` is null outside of the map. DIRECTION is -1 where the
+// shift goes left and the weights go with it, as for the pixels whose windows a pixel is in.
+template <int G, int N, int DIRECTION, typename T>
+struct WindowSum {
+  const T* const* rows;
+  const T* const (*weights)[GROUP];  // [u][g]
+  int64_t k, offset, stride, weight_offset, weight_stride;
+  Vec<T> sum[G][N];
+
+  // One row of the span, seen by the windows FIRST to LAST of the group.
+  template <int FIRST, int LAST>
+  inline __attribute__((always_inline)) void add(int64_t u) {
+    const T* row = rows[u];
+    if (!row) return;
+    row += offset;
+#pragma GCC unroll 16
     for (int n = 0; n < N; ++n) ahead(row + n * stride);
     for (int64_t j = 0; j < k; ++j) {
-      const Vec<T> weight = load(weights + (i * k + j) * weight_stride);
-      for (int n = 0; n < N; ++n) sum[n] += weight * load(row + n * stride + j);
+      const int64_t shift = DIRECTION * j;
+      Vec<T> weight[G];
+#pragma GCC unroll 4
+      for (int g = FIRST; g <= LAST; ++g)
+        weight[g] = load(weights[u][g] + weight_offset + j * weight_stride + (shift < 0 ? shift : 0));
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        const Vec<T> shifted = load(row + n * stride + shift);
+#pragma GCC unroll 4
+        for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
+      }
     }
   }
-  for (int n = 0; n < N; ++n) out[n] = sum[n];
-}
+
+  inline __attribute__((always_inline)) void run() {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+    if (k < G) {  // a window of one row
+      for (int64_t u = 0; u < G; ++u) {
+        if (u == 0) add<0, 0>(u);
+        if constexpr (G > 1) if (u == 1) add<1, 1>(u);
+        if constexpr (G > 2) if (u == 2) add<2, 2>(u);
+      }
+      return;
+    }
+    if constexpr (G > 1) add<0, 0>(0);
+    if constexpr (G > 2) add<0, 1>(1);
+    for (int64_t u = G - 1; u < k; ++u) add<0, G - 1>(u);
+    if constexpr (G > 2) add<1, 2>(k);
+    if constexpr (G > 1) add<G - 1, G - 1>(k + G - 2);
+  }
+};
 
 // ---- Logits of one vector of pixels, shared by both directions. ----
 
-constexpr int64_t LARGEST_ROW = 128;  // pixels of a window's row that stack buffers are made for
+constexpr int64_t LARGEST_SPAN = 128 + GROUP;  // rows that stack buffers are made for
+
+template <typename T>
+inline T* logsumexp_row(const Problem& p, const Band& band, int64_t y) {
+  return static_cast<T*>(p.logsumexp) +
+         ((band.image * p.heads + band.head) * p.height + band.phase_row + y * p.dilation) * p.width +
+         band.phase_col;
+}
+
+// Where the sums over TABLE_ROWS rows of a map at one phase go; see problem.h.
+template <typename T>
+inline T* table_grads(const Problem& p, const Band& band, int64_t block) {
+  const int64_t phase = band.phase_row * p.dilation + band.phase_col;
+  const int64_t blocks = (p.height + TABLE_ROWS - 1) / TABLE_ROWS;
+  return static_cast<T*>(p.table_grads) +
+         (((band.image * p.heads + band.head) * p.dilation * p.dilation + phase) * blocks + block) *
+             (p.depth / 2 * 2 * p.kernel_size);
+}
 
 template <typename T>
 struct Tables {
@@ -439,6 +556,43 @@ inline void close_sides(const Layout<T>& at, int64_t x, Vec<T>* row) {
   }
 }
 
+// The packed rows that a group of windows spans, null outside of the map.
+template <typename T>
+inline void span_rows(const Layout<T>& at, const Ring<T>& ring, int64_t y, int64_t rows, const T** out) {
+  for (int64_t u = 0; u < at.k + rows - 1; ++u) {
+    const int64_t row = y - at.radius + u;
+    out[u] = row >= 0 && row < at.height ? ring.row(row) : nullptr;
+  }
+}
+
+// out[g][i][j] += a[g] . rows[i + g] shifted by j, for one vector of pixels and the windows of G rows.
+template <int G, typename T>
+inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* rows, int64_t offset,
+                        Vec<T>* out) {
+  const int64_t k = at.k;
+  for (int64_t u = 0; u < k + G - 1; ++u) {
+    if (!rows[u]) continue;
+    const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
+    as_group(last - first + 1, [&](auto count) {
+      in_pieces(k, [&](auto neighbours, int64_t n) {
+        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, at.depth, at.stride,
+                                            out + first * k * k + (u - first) * k + n, k * k - k);
+      });
+    });
+  }
+}
+
+// Start the logits of one window row by row: the bias of row and column, closed outside of the map.
+template <typename T>
+inline void begin_logits(const Problem& p, const Layout<T>& at, const Vec<T>* bias, int64_t y,
+                         Vec<T>* out) {
+  for (int64_t i = 0; i < at.k; ++i, out += at.k) {
+    const bool closed = p.mask && (y + i < at.radius || y + i - at.radius >= at.height);
+    for (int64_t j = 0; j < at.k; ++j)
+      out[j] = closed ? splat<T>(-__builtin_inf()) : bias[i] + bias[at.k + j];
+  }
+}
+
 // ---- Forward. ----
 
 template <typename T>
@@ -448,79 +602,77 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const Layout<T> at(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = at.k, radius = at.radius;
-  Ring<T> keys{has_key ? scratch.take(k * at.map_row()) : nullptr, k, at.map_row()};
-  Ring<T> values{scratch.take(k * at.map_row()), k, at.map_row()};
-  T* q = scratch.take(at.map_row());
-  T* out = scratch.take(at.map_row());
-  T* weights = scratch.take(k * k * L);
-  T* bias_memory = scratch.take(2 * k * L);
-  T* zeros = scratch.take(at.map_row());
-  V* bias = reinterpret_cast<V*>(bias_memory);
-  V* logits = reinterpret_cast<V*>(weights);
+  const int64_t k = at.k, radius = at.radius, window = k * k;
+  Ring<T> keys{has_key ? scratch.take(span(k) * at.map_row()) : nullptr, span(k), at.map_row()};
+  Ring<T> values{scratch.take(span(k) * at.map_row()), span(k), at.map_row()};
+  T* q = scratch.take(GROUP * at.map_row());
+  T* out = scratch.take(GROUP * at.map_row());
+  V* logits = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
+  V* bias = reinterpret_cast<V*>(scratch.take(2 * k * L));
   // What is zero stays zero from band to band, unless the next phase has rows of another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
   const Tables<T> tables = tables_of<T>(p, band.head);
-  const T* key_rows[LARGEST_ROW];
-  const T* value_rows[LARGEST_ROW];
+  const T* key_rows[LARGEST_SPAN];
+  const T* value_rows[LARGEST_SPAN];
+  const T* weights[LARGEST_SPAN][GROUP];
+  for (int64_t u = 0; u < span(k); ++u)
+    for (int64_t g = 0; g < GROUP; ++g)
+      weights[u][g] = reinterpret_cast<const T*>(logits + g * window + (u - g) * k);
 
-  auto bring = [&](int64_t y) {
-    if (y < 0 || y >= at.height) return;
-    if (has_key) pack(p.key, p, at, band, y, T(1), keys.row(y));
-    pack(p.value, p, at, band, y, T(1), values.row(y));
-  };
-  for (int64_t y = band.first - radius; y < band.first + radius; ++y) bring(y);
-
-  for (int64_t y = band.first; y < band.last; ++y) {
-    bring(y + radius);
-    pack(p.query, p, at, band, y, T(p.scale), q);
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t row = y + i - radius;
-      const bool inside = row >= 0 && row < at.height;
-      key_rows[i] = inside && has_key ? keys.row(row) : zeros;
-      value_rows[i] = inside ? values.row(row) : zeros;
+  int64_t next = band.first > radius ? band.first - radius : 0;  // row to bring in
+  for (int64_t y = band.first; y < band.last; y += GROUP) {
+    const int64_t rows = band.last - y < GROUP ? band.last - y : GROUP;
+    for (; next < at.height && next < y + rows + radius; ++next) {
+      if (has_key) pack(p.key, p, at, band, next, T(1), keys.row(next));
+      pack(p.value, p, at, band, next, T(1), values.row(next));
     }
-    T* lse = static_cast<T*>(p.logsumexp) +
-             ((band.image * p.heads + band.head) * p.height + band.phase_row + y * p.dilation) *
-                 p.width +
-             band.phase_col;
-    for (int64_t x = 0; x < at.padded; x += L) {
-      const T* here = q + at.margin + x;
-      const int64_t offset = at.margin + x - radius;
-      biases(at, tables, here, bias);
-      V peak = splat<T>(-__builtin_inf());
-      for (int64_t i = 0; i < k; ++i) {
-        V* row = logits + i * k;
-        const int64_t key_row = y + i - radius;
-        if (p.mask && (key_row < 0 || key_row >= at.height)) {
-          for (int64_t j = 0; j < k; ++j) row[j] = splat<T>(-__builtin_inf());
-          continue;
+    for (int64_t g = 0; g < rows; ++g)
+      pack(p.query, p, at, band, y + g, T(p.scale), q + g * at.map_row());
+    if (has_key) span_rows(at, keys, y, rows, key_rows);
+    span_rows(at, values, y, rows, value_rows);
+
+    as_group(rows, [&](auto group) {
+      constexpr int G = group.value;
+      for (int64_t x = 0; x < at.padded; x += L) {
+        const int64_t offset = at.margin + x - radius;
+        const T* here[G];
+        for (int g = 0; g < G; ++g) {
+          here[g] = q + g * at.map_row() + at.margin + x;
+          biases(at, tables, here[g], bias);
+          begin_logits(p, at, bias, y + g, logits + g * window);
         }
-        for (int64_t j = 0; j < k; ++j) row[j] = bias[i] + bias[k + j];
-        if (has_key)
-          in_pieces(k, [&](auto count, int64_t n) {
-            dots<count.value>(here, key_rows[i] + offset + n, at.depth, at.stride, row + n);
-          });
-        if (p.mask) close_sides(at, x, row);
-        for (int64_t j = 0; j < k; ++j) peak = row[j] > peak ? row[j] : peak;
+        if (has_key) window_dots<G>(at, here, key_rows, offset, logits);
+        V share[G];
+        for (int g = 0; g < G; ++g) {
+          V* own = logits + g * window;
+          if (p.mask)
+            for (int64_t i = 0; i < k; ++i) close_sides(at, x, own + i * k);
+          V peak = splat<T>(-__builtin_inf());
+          for (int64_t n = 0; n < window; ++n) peak = own[n] > peak ? own[n] : peak;
+          // A NaN never becomes the peak, and comes out of the sum all the same.
+          V total = V{};
+          for (int64_t n = 0; n < window; ++n) {
+            own[n] = exp_vec(own[n] - peak);
+            total += own[n];
+          }
+          share[g] = T(1) / total;
+          const V sum = peak + log_vec(total);
+          T* lse = logsumexp_row<T>(p, band, y + g) + x * p.dilation;
+          for (int n = 0; n < L && x + n < at.width; ++n) lse[n * p.dilation] = sum[n];
+        }
+        by_channels(at.depth, [&](auto count, int64_t c) {
+          WindowSum<G, count.value, 1, T> sums{value_rows, weights, k, offset + c * at.stride,
+                                               at.stride, 0, L};
+          sums.run();
+          for (int g = 0; g < G; ++g)
+            for (int n = 0; n < count.value; ++n)
+              store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride,
+                    sums.sum[g][n] * share[g]);
+        });
       }
-      // A NaN never becomes the peak, and comes out of the sum all the same.
-      V total = V{};
-      for (int64_t n = 0; n < k * k; ++n) {
-        logits[n] = exp_vec(logits[n] - peak);
-        total += logits[n];
-      }
-      const V share = T(1) / total;
-      by_channels(at.depth, [&](auto count, int64_t c) {
-        V sum[count.value];
-        weighted_sum<count.value>(weights, L, value_rows, k, offset + c * at.stride, at.stride, sum);
-        for (int n = 0; n < count.value; ++n)
-          store(out + at.margin + x + (c + n) * at.stride, sum[n] * share);
-      });
-      for (int n = 0; n < L && x + n < at.width; ++n)
-        lse[(x + n) * p.dilation] = peak[n] + log_of(T(total[n]));
-    }
-    unpack(p.output, p, at, band, y, T(1), out);
+    });
+    for (int64_t g = 0; g < rows; ++g)
+      unpack(p.output, p, at, band, y + g, T(1), out + g * at.map_row());
   }
 }
 
@@ -533,194 +685,188 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   const Layout<T> at(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = at.k, radius = at.radius, half = at.depth / 2;
-  Ring<T> keys{has_key ? scratch.take(k * at.map_row()) : nullptr, k, at.map_row()};
-  Ring<T> values{scratch.take(k * at.map_row()), k, at.map_row()};
-  Ring<T> queries{scratch.take(k * at.map_row()), k, at.map_row()};
-  Ring<T> grads{scratch.take(k * at.map_row()), k, at.map_row()};
-  Ring<T> weights{scratch.take(k * at.pair_row()), k, at.pair_row()};
-  Ring<T> pulls{scratch.take(k * at.pair_row()), k, at.pair_row()};  // d loss / d logit
-  T* out = scratch.take(at.map_row());
-  T* more = scratch.take(at.map_row());
-  T* by_row = scratch.take(k * at.stride);
-  T* by_col = scratch.take(k * at.stride);
-  T* lse_row = scratch.take(at.stride);
-  T* zeros = scratch.take(at.map_row());
-  T* work = scratch.take(4 * k * L);
-  V* bias = reinterpret_cast<V*>(work);
-  V* row = bias + 2 * k;
-  V* pull = row + k;
+  const int64_t k = at.k, radius = at.radius, half = at.depth / 2, window = k * k;
+  const int64_t lag = lagging_span(k);
+  Ring<T> keys{has_key ? scratch.take(span(k) * at.map_row()) : nullptr, span(k), at.map_row()};
+  Ring<T> values{scratch.take(span(k) * at.map_row()), span(k), at.map_row()};
+  Ring<T> queries{scratch.take(lag * at.map_row()), lag, at.map_row()};
+  Ring<T> grads{scratch.take(lag * at.map_row()), lag, at.map_row()};
+  Ring<T> weights{scratch.take(lag * at.pair_row()), lag, at.pair_row()};
+  Ring<T> pulls{scratch.take(lag * at.pair_row()), lag, at.pair_row()};  // d loss / d logit
+  T* out = scratch.take(GROUP * at.map_row());
+  T* by_row = scratch.take(GROUP * k * at.stride);
+  T* by_col = scratch.take(GROUP * k * at.stride);
+  T* shift = scratch.take(GROUP * at.stride);
+  V* logits = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
+  V* pull = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
+  V* bias = reinterpret_cast<V*>(scratch.take(2 * k * L));
+  V* table_sums = reinterpret_cast<V*>(scratch.take(at.depth * k * L));
   // What is zero stays zero from band to band, unless the next phase has rows of another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
+  clear(reinterpret_cast<T*>(table_sums), at.depth * k * L);
   const Tables<T> tables = tables_of<T>(p, band.head);
-  const T* key_rows[LARGEST_ROW];
-  const T* value_rows[LARGEST_ROW];
 
-  auto bring = [&](int64_t y) {
-    if (y < 0 || y >= at.height) return;
-    if (has_key) pack(p.key, p, at, band, y, T(1), keys.row(y));
-    pack(p.value, p, at, band, y, T(1), values.row(y));
+  // Gradients of the keys or values of a group of rows: a gather over the windows that they are in.
+  auto gather = [&](int64_t y, int64_t rows, const Ring<T>& pairs, const Ring<T>& maps,
+                    const Map& result) {
+    const T* map_rows[LARGEST_SPAN];
+    const T* pair_rows[LARGEST_SPAN][GROUP];
+    span_rows(at, maps, y, rows, map_rows);
+    for (int64_t u = 0; u < k + rows - 1; ++u)
+      for (int64_t g = 0; map_rows[u] && g < rows; ++g)
+        // Row u of the span sees row y + g of the map in row k - 1 - (u - g) of its window.
+        pair_rows[u][g] = pairs.row(y - radius + u) + (k - 1 - u + g) * k * at.stride;
+    as_group(rows, [&](auto group) {
+      constexpr int G = group.value;
+      for (int64_t x = 0; x < at.padded; x += L) {
+        const int64_t offset = at.margin + x + radius;
+        by_channels(at.depth, [&](auto count, int64_t c) {
+          WindowSum<G, count.value, -1, T> sums{map_rows, pair_rows, k, offset + c * at.stride,
+                                                at.stride, offset, at.stride};
+          sums.run();
+          for (int g = 0; g < G; ++g)
+            for (int n = 0; n < count.value; ++n)
+              store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride, sums.sum[g][n]);
+        });
+      }
+    });
+    for (int64_t g = 0; g < rows; ++g)
+      unpack(result, p, at, band, y + g, T(1), out + g * at.map_row());
   };
+  auto key_rows_of = [&](int64_t y, int64_t rows) {
+    if (has_key) gather(y, rows, pulls, queries, p.grad_key);
+    gather(y, rows, weights, grads, p.grad_value);
+  };
+
   // The keys of this band are seen by queries up to a radius above and below it.
-  const int64_t first = band.first - radius > 0 ? band.first - radius : 0;
+  const int64_t first = band.first > radius ? band.first - radius : 0;
   const int64_t last = band.last + radius < at.height ? band.last + radius : at.height;
-  for (int64_t y = first - radius; y < first + radius; ++y) bring(y);
+  int64_t next = first > radius ? first - radius : 0;  // row of keys to bring in
+  int64_t done = band.first;                           // rows of keys whose gradients are written
+  for (int64_t y = first; y < last; y += GROUP) {
+    const int64_t rows = last - y < GROUP ? last - y : GROUP;
+    for (; next < at.height && next < y + rows + radius; ++next) {
+      if (has_key) pack(p.key, p, at, band, next, T(1), keys.row(next));
+      pack(p.value, p, at, band, next, T(1), values.row(next));
+    }
+    const T* key_rows[LARGEST_SPAN];
+    const T* value_rows[LARGEST_SPAN];
+    const T* pull_rows[LARGEST_SPAN][GROUP];
+    if (has_key) span_rows(at, keys, y, rows, key_rows);
+    span_rows(at, values, y, rows, value_rows);
+    for (int64_t u = 0; u < k + rows - 1; ++u)
+      for (int64_t g = 0; g < rows; ++g)
+        pull_rows[u][g] = pulls.row(y + g) + (u - g) * k * at.stride;
+    for (int64_t g = 0; g < rows; ++g) {
+      pack(p.query, p, at, band, y + g, T(p.scale), queries.row(y + g));
+      pack(p.grad, p, at, band, y + g, T(1), grads.row(y + g));
+      const T* lse = logsumexp_row<T>(p, band, y + g);
+      for (int64_t x = 0; x < at.width; ++x)
+        shift[g * at.stride + x] = lse[x * p.dilation];
+    }
 
-  auto key_row = [&](int64_t y) {  // gradients of the keys and values of row y
-    const int64_t from = y - radius > 0 ? y - radius : 0;
-    const int64_t to = y + radius < at.height ? y + radius + 1 : at.height;
-    for (int64_t x = 0; x < at.padded; x += L)
-      by_channels(at.depth, [&](auto count, int64_t c) {
-        V of_key[count.value], of_value[count.value];
-        for (int n = 0; n < count.value; ++n) of_key[n] = of_value[n] = V{};
-        for (int64_t query = from; query < to; ++query) {
-          const int64_t i = y - query + radius;
-          const T* w = weights.row(query) + i * k * at.stride + at.margin;
-          const T* d = pulls.row(query) + i * k * at.stride + at.margin;
-          const T* q = queries.row(query) + c * at.stride + at.margin;
-          const T* g = grads.row(query) + c * at.stride + at.margin;
-          for (int64_t j = 0; j < k; ++j) {
-            const int64_t place = x + radius - j;
-            const V weight = load(w + j * at.stride + place), push = load(d + j * at.stride + place);
-            for (int n = 0; n < count.value; ++n) {
-              of_key[n] += push * load(q + n * at.stride + place);
-              of_value[n] += weight * load(g + n * at.stride + place);
+    as_group(rows, [&](auto group) {
+      constexpr int G = group.value;
+      for (int64_t x = 0; x < at.padded; x += L) {
+        const int64_t offset = at.margin + x - radius;
+        const T *here[G], *grad_here[G];
+        for (int g = 0; g < G; ++g) {
+          here[g] = queries.row(y + g) + at.margin + x;
+          grad_here[g] = grads.row(y + g) + at.margin + x;
+          biases(at, tables, here[g], bias);
+          begin_logits(p, at, bias, y + g, logits + g * window);
+        }
+        for (int64_t n = 0; n < G * window; ++n) pull[n] = V{};
+        if (has_key) window_dots<G>(at, here, key_rows, offset, logits);
+        window_dots<G>(at, grad_here, value_rows, offset, pull);
+        for (int g = 0; g < G; ++g) {
+          V *own = logits + g * window, *own_pull = pull + g * window;
+          if (p.mask)
+            for (int64_t i = 0; i < k; ++i) close_sides(at, x, own + i * k);
+          T* w = weights.row(y + g) + at.margin + x;
+          T* d = pulls.row(y + g) + at.margin + x;
+          const V lse = load(shift + g * at.stride + x);
+          V mean = V{};  // of d loss / d weight, by the weights: what softmax takes off each
+          for (int64_t n = 0; n < window; ++n) {
+            own[n] = exp_vec(own[n] - lse);
+            store(w + n * at.stride, own[n]);
+            own_pull[n] *= own[n];
+            mean += own_pull[n];
+          }
+          T* rows_at = by_row + g * k * at.stride + x;
+          T* cols_at = by_col + g * k * at.stride + x;
+          V* cols = bias;
+          for (int64_t j = 0; j < k; ++j) cols[j] = V{};
+          for (int64_t i = 0; i < k; ++i) {
+            V total = V{};
+            for (int64_t j = 0; j < k; ++j) {
+              const int64_t n = i * k + j;
+              const V push = own_pull[n] - mean * own[n];
+              store(d + n * at.stride, push);
+              total += push;
+              cols[j] += push;
             }
+            store(rows_at + i * at.stride, total);
           }
-        }
-        for (int n = 0; n < count.value; ++n) {
-          store(out + at.margin + x + (c + n) * at.stride, of_key[n]);
-          store(more + at.margin + x + (c + n) * at.stride, of_value[n]);
-        }
-      });
-    if (has_key) unpack(p.grad_key, p, at, band, y, T(1), out);
-    unpack(p.grad_value, p, at, band, y, T(1), more);
-  };
-
-  for (int64_t y = first; y < last; ++y) {
-    bring(y + radius);
-    const bool own = y >= band.first && y < band.last;
-    T* q = queries.row(y);
-    T* g = grads.row(y);
-    pack(p.query, p, at, band, y, T(p.scale), q);
-    pack(p.grad, p, at, band, y, T(1), g);
-    for (int64_t i = 0; i < k; ++i) {
-      const int64_t source = y + i - radius;
-      const bool inside = source >= 0 && source < at.height;
-      key_rows[i] = inside && has_key ? keys.row(source) : zeros;
-      value_rows[i] = inside ? values.row(source) : zeros;
-    }
-    const T* lse = static_cast<const T*>(p.logsumexp) +
-                   ((band.image * p.heads + band.head) * p.height + band.phase_row +
-                    y * p.dilation) * p.width + band.phase_col;
-    for (int64_t x = 0; x < at.width; ++x) lse_row[x] = lse[x * p.dilation];
-
-    for (int64_t x = 0; x < at.padded; x += L) {
-      const T* here = q + at.margin + x;
-      const T* grad_here = g + at.margin + x;
-      const int64_t offset = at.margin + x - radius;
-      biases(at, tables, here, bias);
-      V mean = V{};  // of d loss / d weight, by the weights: what softmax takes off each
-      for (int64_t i = 0; i < k; ++i) {
-        const bool closed = p.mask && (y + i - radius < 0 || y + i - radius >= at.height);
-        T* w = weights.row(y) + i * k * at.stride + at.margin + x;
-        T* d = pulls.row(y) + i * k * at.stride + at.margin + x;
-        if (closed) {
-          for (int64_t j = 0; j < k; ++j) {
-            store(w + j * at.stride, V{});
-            store(d + j * at.stride, V{});
-          }
-        } else {
-          for (int64_t j = 0; j < k; ++j) {
-            row[j] = bias[i] + bias[k + j];
-            pull[j] = V{};
-          }
-          in_pieces(k, [&](auto count, int64_t n) {
-            if (has_key)
-              dots<count.value>(here, key_rows[i] + offset + n, at.depth, at.stride, row + n);
-            dots<count.value>(grad_here, value_rows[i] + offset + n, at.depth, at.stride, pull + n);
-          });
-          if (p.mask) close_sides(at, x, row);
-          const V shift = load(lse_row + x);
-          for (int64_t j = 0; j < k; ++j) {
-            const V weight = exp_vec(row[j] - shift);
-            const V push = weight * pull[j];
-            store(w + j * at.stride, weight);
-            store(d + j * at.stride, push);
-            mean += push;
-          }
+          for (int64_t j = 0; j < k; ++j) store(cols_at + j * at.stride, cols[j]);
         }
       }
-      V cols[LARGEST_ROW];
-      for (int64_t j = 0; j < k; ++j) cols[j] = V{};
-      for (int64_t i = 0; i < k; ++i) {
-        const T* w = weights.row(y) + i * k * at.stride + at.margin + x;
-        T* d = pulls.row(y) + i * k * at.stride + at.margin + x;
-        V total = V{};
-        for (int64_t j = 0; j < k; ++j) {
-          const V push = load(d + j * at.stride) - mean * load(w + j * at.stride);
-          store(d + j * at.stride, push);
-          total += push;
-          cols[j] += push;
-        }
-        store(by_row + i * at.stride + x, total);
-      }
-      for (int64_t j = 0; j < k; ++j) store(by_col + j * at.stride + x, cols[j]);
-    }
-
-    if (own) {
       for (int64_t x = 0; x < at.padded; x += L)
         by_channels(at.depth, [&](auto count, int64_t c) {
-          V sum[count.value];
-          if (has_key)
-            weighted_sum<count.value>(pulls.row(y) + at.margin + x, at.stride, key_rows, k,
-                                      at.margin + x - radius + c * at.stride, at.stride, sum);
-          else
-            for (int n = 0; n < count.value; ++n) sum[n] = V{};
-          if (tables.row)
+          WindowSum<G, count.value, 1, T> sums{key_rows, pull_rows, k,
+                                               at.margin + x - radius + c * at.stride, at.stride,
+                                               at.margin + x, at.stride};
+          if (has_key) sums.run();
+          for (int g = 0; g < G; ++g)
             for (int n = 0; n < count.value; ++n) {
-              const bool is_row = c + n < half;
-              const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
-              const T* by = (is_row ? by_row : by_col) + x;
-              for (int64_t t = 0; t < k; ++t) sum[n] += table[t] * load(by + t * at.stride);
+              V sum = has_key ? sums.sum[g][n] : V{};
+              if (tables.row) {
+                const bool is_row = c + n < half;
+                const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
+                const T* by = (is_row ? by_row : by_col) + g * k * at.stride + x;
+                for (int64_t t = 0; t < k; ++t) sum += table[t] * load(by + t * at.stride);
+              }
+              store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride, sum);
             }
-          for (int n = 0; n < count.value; ++n)
-            store(out + at.margin + x + (c + n) * at.stride, sum[n]);
         });
-      unpack(p.grad_query, p, at, band, y, T(p.scale), out);
-      if (tables.row) {
-        T* sums = static_cast<T*>(p.table_grads) +
-                  (((band.image * p.heads + band.head) * p.dilation + band.phase_col) * p.height +
-                   band.phase_row + y * p.dilation) * 2 * half * k;
-        for (int64_t c = 0; c < at.depth; ++c)
-          in_pieces(k, [&](auto count, int64_t n) {
-            V sum[count.value];
-            for (int m = 0; m < count.value; ++m) sum[m] = V{};
-            row_dots<count.value>(q + at.margin + c * at.stride,
-                                  (c < half ? by_row : by_col) + n * at.stride, at.padded, at.stride,
-                                  sum);
-            for (int m = 0; m < count.value; ++m) {
-              sums[c * k + n + m] = sum_lanes<T>(sum[m]);
-            }
-          });
+    });
+    for (int64_t g = 0; g < rows; ++g) {
+      // Rows above and below the band are their own bands' to write and to count.
+      if (y + g < band.first || y + g >= band.last) continue;
+      unpack(p.grad_query, p, at, band, y + g, T(p.scale), out + g * at.map_row());
+      if (!tables.row) continue;
+      const T* q = queries.row(y + g) + at.margin;
+      for (int64_t c = 0; c < at.depth; ++c)
+        in_pieces(k, [&](auto count, int64_t n) {
+          row_dots<count.value>(q + c * at.stride,
+                                (c < half ? by_row : by_col) + (g * k + n) * at.stride, at.padded,
+                                at.stride, table_sums + c * k + n);
+        });
+      if ((y + g + 1) % TABLE_ROWS == 0 || y + g + 1 == at.height) {
+        T* sums = table_grads<T>(p, band, (y + g) / TABLE_ROWS);
+        for (int64_t n = 0; n < at.depth * k; ++n) {
+          sums[n] = sum_lanes<T>(table_sums[n]);
+          table_sums[n] = V{};
+        }
       }
     }
-    if (y - radius >= band.first && y - radius < band.last) key_row(y - radius);
+    for (; done + GROUP <= band.last && done + GROUP + radius <= y + rows; done += GROUP)
+      key_rows_of(done, GROUP);
   }
   // The last rows of the map have no query a radius below them to wait for.
-  for (int64_t y = last - radius > band.first ? last - radius : band.first; y < band.last; ++y)
-    key_row(y);
+  for (; done < band.last; done += GROUP)
+    key_rows_of(done, band.last - done < GROUP ? band.last - done : GROUP);
 }
 
 template <typename T>
 int64_t scratch_elements(const Problem& p, bool backward) {
   const Layout<T> at(p, 0, 0);
-  const int64_t k = at.k, lanes = Vector<T>::lanes;
+  const int64_t k = at.k, lanes = Vector<T>::lanes, lag = lagging_span(k);
+  const int64_t bias = 2 * k * lanes, windows = GROUP * k * k * lanes;
   const int64_t pieces = 32 * lanes;  // what rounding up may add
-  if (!backward)
-    return (2 * k + 3) * at.map_row() + (k * k + 2 * k) * lanes + pieces;
-  return (4 * k + 3) * at.map_row() + 2 * k * at.pair_row() + (2 * k + 2) * at.stride +
-         4 * k * lanes + pieces;
+  if (!backward) return (2 * span(k) + 2 * GROUP) * at.map_row() + windows + bias + pieces;
+  return (2 * span(k) + 2 * lag + GROUP) * at.map_row() + 2 * lag * at.pair_row() +
+         (2 * k + 1) * GROUP * at.stride + 2 * windows + bias + at.depth * k * lanes + pieces;
 }
 
 int64_t scratch(const Problem& p, bool backward) {

@@ -4,7 +4,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define VECTOR_BYTES 32
-#define MAX_CHANNELS 4
+#define VECTOR_REGISTERS 16
 #include "kernels.h"
 
 const sasa::Kernels& sasa::kernels_avx2() {

@@ -4,7 +4,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #endif
 #define VECTOR_BYTES 64
-#define MAX_CHANNELS 8
+#define VECTOR_REGISTERS 32
 #include "kernels.h"
 
 const sasa::Kernels& sasa::kernels_avx512() {

@@ -1,6 +1,6 @@
 #include "problem.h"
 #define VECTOR_BYTES 16
-#define MAX_CHANNELS 4
+#define VECTOR_REGISTERS 16
 #include "kernels.h"
 
 const sasa::Kernels& sasa::kernels_default() {

@@ -7,6 +7,10 @@ namespace sasa {
 
 enum class Type : int { Float, Double, BFloat16, Half };
 
+// Rows over which a gradient of the tables is summed before it is stored. Bands begin at a multiple,
+// so that the sums do not depend on how a map is cut.
+constexpr int64_t TABLE_ROWS = 16;
+
 // A (B, heads * depth, H, W) map in any layout; strides in elements.
 struct Map {
   void* data = nullptr;
@@ -28,7 +32,8 @@ struct Problem {
 
   // Backward only.
   Map grad, grad_query, grad_key, grad_value;
-  void* table_grads = nullptr;       // (B, heads, dilation, H, 2, depth / 2, k): one sum a map row
+  // (B, heads, dilation^2, ceil(H / TABLE_ROWS), 2, depth / 2, k): each a sum over TABLE_ROWS rows.
+  void* table_grads = nullptr;
 };
 
 // Rows [first, last) of one head of one image, at one phase of the dilation: the unit of parallel work.
