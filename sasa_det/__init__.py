@@ -18,7 +18,7 @@ def _register() -> None:
     from .checkpoint import allow_checkpoint_types
 
     allow_checkpoint_types()
-    from . import data, layers, models, ops, registry  # noqa: F401
+    from . import cpu_distributed, data, layers, models, ops, registry  # noqa: F401
     from .analysis import flops
 
     flops.register()

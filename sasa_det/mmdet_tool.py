@@ -72,6 +72,10 @@ def main(arguments: List[str]) -> None:
         path = str(tool_path(arguments[0]))
     except ValueError as error:
         sys.exit(str(error))
+    if any(argument.startswith('--launcher') for argument in arguments):
+        from .cpu_distributed import join_processes
+
+        join_processes()
     sys.argv = [path, *arguments[1:]]
     runpy.run_path(path, run_name='__main__')
 

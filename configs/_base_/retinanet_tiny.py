@@ -2,6 +2,9 @@
 # As for the large one, every part is a convolution until it gets attn_cfg.
 custom_imports = dict(imports=['sasa_det'])
 
+# Two processes on a CPU as well as on GPUs; batch statistics are those of the first.
+model_wrapper_cfg = dict(type='AnyDeviceDistributedDataParallel', broadcast_buffers=True)
+
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='RetinaNet',

@@ -29,19 +29,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def empty_output(like: Tensor, shape=None) -> Tensor:
-    """Allocate a result: channels_last if ``like`` is, else contiguous, whatever its other strides."""
-    channels_last = like.is_contiguous(memory_format=torch.channels_last)
-    memory_format = (
-        torch.channels_last
-        if channels_last and not like.is_contiguous()
-        else torch.contiguous_format
-    )
+def output_format(like: Tensor) -> torch.memory_format:
+    """Return a result's layout: channels_last if ``like`` is, else contiguous, whatever its strides."""
+    if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def empty_output(like: Tensor) -> Tensor:
+    """Allocate a result of the shape, type and device of ``like``, laid out by `output_format`."""
     return torch.empty(
-        like.shape if shape is None else shape,
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=memory_format,
+        like.shape, dtype=like.dtype, device=like.device, memory_format=output_format(like)
     )
 
 

@@ -82,8 +82,11 @@ def backward(
     tables = tables.sum((0, 2))
     if rel_row.shape[0] == 1:
         tables = tables.sum(0, keepdim=True)
-    grad_row, grad_col = tables.to(rel_row.dtype).unbind(1)
-    return grad_query, grad_key, grad_value, grad_row.contiguous(), grad_col.contiguous()
+    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
+    grad_row, grad_col = (
+        x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in tables.unbind(1)
+    )
+    return grad_query, grad_key, grad_value, grad_row, grad_col
 
 
 def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Optional[Tensor]:

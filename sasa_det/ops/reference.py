@@ -8,7 +8,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output, unfold_windows
+from .geometry import Window, compute_dtype, output_format, unfold_windows
 
 
 def window_logits(
@@ -80,10 +80,7 @@ def local_attention_reference(
     weights = attention_weights(q, k, row, col, window)
     values = _split_heads(_at(unfold_windows(v, window), None), window.num_heads)
     result = torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
-    memory_format = (
-        torch.contiguous_format if empty_output(query).is_contiguous() else torch.channels_last
-    )
-    return result.to(query.dtype).contiguous(memory_format=memory_format)
+    return result.to(query.dtype).contiguous(memory_format=output_format(query))
 
 
 def _at(x: Tensor, points: Optional[Tuple[Tensor, Tensor]]) -> Tensor:

@@ -138,7 +138,7 @@ def test_boxes_are_tight_around_the_ink(digits_root, annotated, split):
             # JPEG's blocks of 8 pixels carry some of the ink over the box's border.
             free[max(y - 8, 0) : y + height + 8, max(x - 8, 0) : x + width + 8] = False
         brightness = (pixels * background)[free].sum() / (background**2)[free].sum()
-        assert 0.55 < brightness < 1.05
+        assert 0.3 < brightness < 0.75
         change = np.abs(pixels - brightness * background).max(-1)
         assert np.quantile(change[free], 0.999) < 40
 
@@ -155,7 +155,7 @@ def test_boxes_are_tight_around_the_ink(digits_root, annotated, split):
             # The edge of ink is soft, in proportion to its size.
             assert np.abs(off).max() <= 2 + 0.03 * max(width, height), (image, entry, bounds)
             offs.append(off)
-    assert len(offs) > len(annotated[split]['images'])
+    assert len(offs) > len(annotated[split]['images']) / 2
     # On the whole no side is off, and by no more than a soft edge explains.
     assert np.abs(np.mean(offs, axis=0)).max() < 1
 

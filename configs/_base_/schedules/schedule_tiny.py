@@ -1,5 +1,5 @@
 # AdamW with a short warm-up, a cosine and a clipped gradient: unscaled logits start calmly.
-max_epochs = 10
+max_epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
@@ -17,7 +17,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.004, weight_decay=0.05),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 

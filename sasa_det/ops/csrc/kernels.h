@@ -343,7 +343,7 @@ struct Count {
 
 // out[g * step + n] += sum over c of a[g][c] * b[c] shifted by n pixels, for one vector of pixels.
 template <int G, int N, typename T>
-inline void dots(const T* const* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out,
+__attribute__((noinline)) void dots(const T* const* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out,
                  int64_t step) {
   Vec<T> sum[G][N];
 #pragma GCC unroll 4
@@ -436,60 +436,70 @@ inline void as_group(int64_t rows, const F& fn) {
   }
 }
 
-// Sums over the windows of a group of rows, for one vector of pixels and N channels:
-// out[g][n] = sum over i, j of weights(i + g, g)[j] * rows[i + g][n] shifted by j pixels. Row u of the
-// group's span is row u - g of window g; `rows` is null outside of the map. DIRECTION is -1 where the
-// shift goes left and the weights go with it, as for the pixels whose windows a pixel is in.
-template <int G, int N, int DIRECTION, typename T>
-struct WindowSum {
-  const T* const* rows;
+// What the windows of a group of rows span. Row u of it is row u - g of window g.
+template <typename T>
+struct Span {
+  const T* const* rows;              // [u], null outside of the map
   const T* const (*weights)[GROUP];  // [u][g]
-  int64_t k, offset, stride, weight_offset, weight_stride;
-  Vec<T> sum[G][N];
-
-  // One row of the span, seen by the windows FIRST to LAST of the group.
-  template <int FIRST, int LAST>
-  inline __attribute__((always_inline)) void add(int64_t u) {
-    const T* row = rows[u];
-    if (!row) return;
-    row += offset;
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) ahead(row + n * stride);
-    for (int64_t j = 0; j < k; ++j) {
-      const int64_t shift = DIRECTION * j;
-      Vec<T> weight[G];
-#pragma GCC unroll 4
-      for (int g = FIRST; g <= LAST; ++g)
-        weight[g] = load(weights[u][g] + weight_offset + j * weight_stride + (shift < 0 ? shift : 0));
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) {
-        const Vec<T> shifted = load(row + n * stride + shift);
-#pragma GCC unroll 4
-        for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
-      }
-    }
-  }
-
-  inline __attribute__((always_inline)) void run() {
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g)
-#pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
-    if (k < G) {  // a window of one row
-      for (int64_t u = 0; u < G; ++u) {
-        if (u == 0) add<0, 0>(u);
-        if constexpr (G > 1) if (u == 1) add<1, 1>(u);
-        if constexpr (G > 2) if (u == 2) add<2, 2>(u);
-      }
-      return;
-    }
-    if constexpr (G > 1) add<0, 0>(0);
-    if constexpr (G > 2) add<0, 1>(1);
-    for (int64_t u = G - 1; u < k; ++u) add<0, G - 1>(u);
-    if constexpr (G > 2) add<1, 2>(k);
-    if constexpr (G > 1) add<G - 1, G - 1>(k + G - 2);
-  }
+  int64_t k, stride, weight_stride;
 };
+
+// Add to sum[g][n] row u of a span, for the windows FIRST to LAST of the group. The shift goes left, and
+// the weights go with it, where DIRECTION is -1.
+template <int FIRST, int LAST, int DIRECTION, int G, int N, typename T>
+inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t u, int64_t offset,
+                                                   int64_t weight_offset, Vec<T> (&sum)[G][N]) {
+  const T* row = span.rows[u];
+  if (!row) return;
+  row += offset;
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) ahead(row + n * span.stride);
+  for (int64_t j = 0; j < span.k; ++j) {
+    const int64_t weight_place = weight_offset + j * span.weight_stride - (DIRECTION < 0 ? j : 0);
+    Vec<T> weight[G];
+#pragma GCC unroll 4
+    for (int g = FIRST; g <= LAST; ++g) weight[g] = load(span.weights[u][g] + weight_place);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> shifted = load(row + n * span.stride + DIRECTION * j);
+#pragma GCC unroll 4
+      for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
+    }
+  }
+}
+
+// Sums over the windows of a group, for one vector of pixels and N channels:
+// out[g * N + n] = sum over i, j of weights[i + g][g][j] * rows[i + g][n] shifted by j pixels.
+template <int G, int N, int DIRECTION, typename T>
+__attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset,
+                                           Vec<T>* out) {
+  Vec<T> sum[G][N];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+  const auto add = [&](auto first, auto last, int64_t u) __attribute__((always_inline)) {
+    add_row<first.value, last.value, DIRECTION>(span, u, offset, weight_offset, sum);
+  };
+  const Count<0> top;
+  const Count<1> middle;
+  const Count<G - 1> bottom;
+  if (span.k < G) {  // windows of one row
+    add(top, top, 0);
+    if constexpr (G == 3) add(middle, middle, 1);
+    if constexpr (G > 1) add(bottom, bottom, G - 1);
+  } else {
+    if constexpr (G > 1) add(top, top, 0);
+    if constexpr (G == 3) add(top, middle, 1);
+    for (int64_t u = G - 1; u < span.k; ++u) add(top, bottom, u);
+    if constexpr (G == 3) add(middle, bottom, span.k);
+    if constexpr (G > 1) add(bottom, bottom, span.k + G - 2);
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) out[g * N + n] = sum[g][n];
+}
 
 // ---- Logits of one vector of pixels, shared by both directions. ----
 
@@ -574,6 +584,7 @@ inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* 
     if (!rows[u]) continue;
     const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
     as_group(last - first + 1, [&](auto count) {
+      if constexpr (count.value > G) return;
       in_pieces(k, [&](auto neighbours, int64_t n) {
         dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, at.depth, at.stride,
                                             out + first * k * k + (u - first) * k + n, k * k - k);
@@ -615,6 +626,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const T* key_rows[LARGEST_SPAN];
   const T* value_rows[LARGEST_SPAN];
   const T* weights[LARGEST_SPAN][GROUP];
+  const Span<T> seen{value_rows, weights, k, at.stride, L};
   for (int64_t u = 0; u < span(k); ++u)
     for (int64_t g = 0; g < GROUP; ++g)
       weights[u][g] = reinterpret_cast<const T*>(logits + g * window + (u - g) * k);
@@ -661,13 +673,12 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
           for (int n = 0; n < L && x + n < at.width; ++n) lse[n * p.dilation] = sum[n];
         }
         by_channels(at.depth, [&](auto count, int64_t c) {
-          WindowSum<G, count.value, 1, T> sums{value_rows, weights, k, offset + c * at.stride,
-                                               at.stride, 0, L};
-          sums.run();
+          V sums[G * count.value];
+          window_sums<G, count.value, 1>(seen, offset + c * at.stride, 0, sums);
           for (int g = 0; g < G; ++g)
             for (int n = 0; n < count.value; ++n)
               store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride,
-                    sums.sum[g][n] * share[g]);
+                    sums[g * count.value + n] * share[g]);
         });
       }
     });
@@ -711,6 +722,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
                     const Map& result) {
     const T* map_rows[LARGEST_SPAN];
     const T* pair_rows[LARGEST_SPAN][GROUP];
+    const Span<T> seeing{map_rows, pair_rows, k, at.stride, at.stride};
     span_rows(at, maps, y, rows, map_rows);
     for (int64_t u = 0; u < k + rows - 1; ++u)
       for (int64_t g = 0; map_rows[u] && g < rows; ++g)
@@ -721,12 +733,12 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       for (int64_t x = 0; x < at.padded; x += L) {
         const int64_t offset = at.margin + x + radius;
         by_channels(at.depth, [&](auto count, int64_t c) {
-          WindowSum<G, count.value, -1, T> sums{map_rows, pair_rows, k, offset + c * at.stride,
-                                                at.stride, offset, at.stride};
-          sums.run();
+          V sums[G * count.value];
+          window_sums<G, count.value, -1>(seeing, offset + c * at.stride, offset, sums);
           for (int g = 0; g < G; ++g)
             for (int n = 0; n < count.value; ++n)
-              store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride, sums.sum[g][n]);
+              store(out + g * at.map_row() + at.margin + x + (c + n) * at.stride,
+                    sums[g * count.value + n]);
         });
       }
     });
@@ -752,6 +764,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
     const T* key_rows[LARGEST_SPAN];
     const T* value_rows[LARGEST_SPAN];
     const T* pull_rows[LARGEST_SPAN][GROUP];
+    const Span<T> seen{key_rows, pull_rows, k, at.stride, at.stride};
     if (has_key) span_rows(at, keys, y, rows, key_rows);
     span_rows(at, values, y, rows, value_rows);
     for (int64_t u = 0; u < k + rows - 1; ++u)
@@ -813,13 +826,13 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       }
       for (int64_t x = 0; x < at.padded; x += L)
         by_channels(at.depth, [&](auto count, int64_t c) {
-          WindowSum<G, count.value, 1, T> sums{key_rows, pull_rows, k,
-                                               at.margin + x - radius + c * at.stride, at.stride,
-                                               at.margin + x, at.stride};
-          if (has_key) sums.run();
+          V sums[G * count.value] = {};
+          if (has_key)
+            window_sums<G, count.value, 1>(seen, at.margin + x - radius + c * at.stride,
+                                           at.margin + x, sums);
           for (int g = 0; g < G; ++g)
             for (int n = 0; n < count.value; ++n) {
-              V sum = has_key ? sums.sum[g][n] : V{};
+              V sum = sums[g * count.value + n];
               if (tables.row) {
                 const bool is_row = c + n < half;
                 const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
