@@ -22,6 +22,8 @@ test_evaluator = val_evaluator
 
 model = dict(bbox_head=dict(num_classes=3))
 
+optim_wrapper = dict(optimizer=dict(lr=0.002))  # for a batch of 4
+
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [

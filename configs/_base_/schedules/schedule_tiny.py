@@ -17,7 +17,7 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.004, weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.007, weight_decay=0.05),
     clip_grad=dict(max_norm=10, norm_type=2),
 )
 
