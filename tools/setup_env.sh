@@ -109,8 +109,9 @@ complete_venv() {
         step "virtual environment with $("$base" --version)" '10 s' "$base" -m venv "$SASA_VENV"
     fi
     rm -f "$SASA_STAMP"
-    # mmcv's build asks torch and pkg_resources, which newer setuptools lack.
-    step 'build tools' '10 s' pip_install 'setuptools<81' wheel ninja
+    # mmcv's build asks torch and pkg_resources, which newer setuptools lack. torch refuses Python's own
+    # older one, and would bring the newest in its place.
+    step 'build tools' '10 s' pip_install --upgrade 'setuptools<81' wheel ninja
     # shellcheck disable=SC2086  # options beside the requirement are meant to be split
     step "$SASA_TORCH" '1 min and the download' pip_install $SASA_TORCH
     if ! ops_import; then

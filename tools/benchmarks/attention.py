@@ -1,0 +1,268 @@
+#!/usr/bin/env python
+"""Time local attention on the CPU against the convolution that it replaces, and against its peers.
+
+    python tools/benchmarks/attention.py                               P3, 7x7, batch 1
+    python tools/benchmarks/attention.py --shapes all --kernel-sizes 3 5 7 9 11 --batches 1 4
+
+Shapes are those of RetinaNet-R50 at 1333 x 800. Before anything is timed, every subject's result and
+gradients are compared with the reference's on a small map. Subjects take turns, round by round, in
+one process; figures are medians, and ratios are against the 3x3 convolution of the same round's run.
+Extra peak memory is measured in a process for each.
+
+Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
+`eager`, the operator in tiled PyTorch; `unfold`, the operator by unfolding k x k windows, as public
+implementations do. Writes OUT.json and OUT.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import nn
+
+from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.ops import local_attention
+from sasa_det.ops.library import count_macs
+
+SHAPES = {  # channels, height, width
+    'stage 1': (64, 200, 336),
+    'stage 2': (128, 100, 168),
+    'stage 3': (256, 50, 84),
+    'stage 4': (512, 25, 42),
+    'P3': (256, 100, 168),
+    'P4': (256, 50, 84),
+    'P5': (256, 25, 42),
+    'P6': (256, 13, 21),
+    'P7': (256, 7, 11),
+}
+HEADS = 8
+BACKENDS = {'core': 'native', 'eager': 'eager', 'unfold': 'reference'}
+SUBJECTS = ('conv3x3', 'core', 'layer', 'eager', 'unfold')
+
+
+class Subject:
+    """Something to time: a function of leaves that need gradients.
+
+    Args:
+        name: One of SUBJECTS.
+        shape: (B, C, H, W).
+        kernel_size: Of the attention.
+    """
+
+    def __init__(self, name: str, shape: tuple, kernel_size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        channels = shape[1]
+        if name in BACKENDS:
+            sizes = [shape] * 3 + [(1, channels // HEADS // 2, kernel_size)] * 2
+            self.leaves = [torch.randn(size, generator=generator) for size in sizes]
+            self.call = lambda *leaves: local_attention(
+                *leaves, kernel_size=kernel_size, num_heads=HEADS, backend=BACKENDS[name]
+            )
+        else:
+            module = (
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+                if name == 'conv3x3'
+                else LocalSelfAttention2d(channels, kernel_size=kernel_size, num_heads=HEADS)
+            )
+            x = torch.randn(shape, generator=generator)
+            self.leaves = [x, *(parameter.detach() for parameter in module.parameters())]
+            names = [name for name, _ in module.named_parameters()]
+            self.call = lambda x, *parameters: torch.func.functional_call(
+                module, dict(zip(names, parameters)), x
+            )
+        for leaf in self.leaves:
+            leaf.requires_grad_()
+        # The output's gradient exists before the backward, as it does in training.
+        self.grad = torch.randn(shape, generator=generator)
+
+    def forward(self) -> torch.Tensor:
+        """Compute without keeping anything for a backward."""
+        with torch.no_grad():
+            return self.call(*self.leaves)
+
+    def both(self) -> tuple:
+        """Compute the gradients of all leaves."""
+        return torch.autograd.grad(self.call(*self.leaves), self.leaves, self.grad)
+
+
+def check_correctness(kernel_sizes) -> None:
+    """Raise an AssertionError unless every way of computing attention gives the reference's numbers."""
+    for kernel_size in kernel_sizes:
+        expected = Subject('unfold', (2, 32, 13, 21), kernel_size)
+        for name in ('core', 'eager'):
+            subject = Subject(name, (2, 32, 13, 21), kernel_size)
+            for result, truth in zip(
+                (subject.forward(), *subject.both()), (expected.forward(), *expected.both())
+            ):
+                torch.testing.assert_close(result, truth, rtol=1e-3, atol=1e-4)
+
+
+def flops(name: str, shape: tuple, kernel_size: int) -> tuple:
+    """Count the FLOPs of a forward, and of it and its backward; a multiply-add counts as two."""
+    batch, channels, height, width = shape
+    pixels = batch * height * width
+    if name == 'conv3x3':
+        macs = 9 * channels**2 * pixels
+        return 2 * macs, 6 * macs
+    core = count_macs(shape, kernel_size, True, True)
+    projections = 3 * channels**2 * pixels if name == 'layer' else 0
+    # The backward computes the logits again, and two products for each of the forward's.
+    again = core * 3 - count_macs(shape, kernel_size, False, False)
+    return 2 * (core + projections), 2 * (core + again + 3 * projections)
+
+
+def measure_peak() -> float:
+    """Measure the machine's FLOP/s at a matrix product, which no kernel can hope to exceed."""
+    a, b = torch.randn(2, 1536, 1536).unbind()
+    times = []
+    for _ in range(12):
+        begin = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - begin)
+    return 2 * 1536**3 / min(times)
+
+
+def time_subjects(subjects: dict, seconds: float) -> dict:
+    """Time subjects by turns until each had its share of time, or three rounds at least."""
+    spent = dict.fromkeys(subjects, 0.0)
+    times = {name: {'forward': [], 'both': []} for name in subjects}
+    for subject in subjects.values():
+        subject.forward()
+        subject.both()
+    while True:
+        waiting = [
+            name for name in subjects if spent[name] < seconds or len(times[name]['both']) < 3
+        ]
+        if not waiting:
+            return times
+        for name in waiting:
+            for direction in ('forward', 'both'):
+                begin = time.perf_counter()
+                getattr(subjects[name], direction)()
+                passed = time.perf_counter() - begin
+                times[name][direction].append(passed)
+                spent[name] += passed
+
+
+def extra_peak(name: str, shape: tuple, kernel_size: int) -> int:
+    """Measure the peak memory of a forward and backward beside the inputs, in bytes."""
+    command = [sys.executable, __file__, '--memory-of', name, '--kernel-sizes', str(kernel_size)]
+    command += ['--memory-shape', *map(str, shape)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_extra_peak(name: str, shape: tuple, kernel_size: int) -> None:
+    """Print this process's growth in bytes; for `extra_peak`."""
+    Subject(name, (1, shape[1], 8, 8), kernel_size).both()  # whatever a first call loads
+    subject = Subject(name, shape, kernel_size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    subject.both()
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def describe_machine() -> dict:
+    """Say what ran: processor, threads, versions."""
+    processor = platform.processor()
+    if Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        processor = next((x.split(':')[1].strip() for x in lines if 'model name' in x), processor)
+    return dict(
+        processor=processor,
+        capability=torch.backends.cpu.get_cpu_capability(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        peak_gflops=round(measure_peak() / 1e9, 1),
+    )
+
+
+def as_markdown(machine: dict, rows: list) -> str:
+    """Lay the results out as a table."""
+    lines = [
+        ', '.join(f'{key} {value}' for key, value in machine.items()),
+        '',
+        '| shape | batch | k | subject | forward ms | / conv | fwd+bwd ms | / conv | GFLOP/s fwd, both'
+        ' | share of peak | extra MB |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for row in rows:
+        lines.append(
+            '| {shape} | {batch} | {kernel_size} | {subject} | {forward_ms:.2f} | {forward_ratio:.2f} | '
+            '{both_ms:.2f} | {both_ratio:.2f} | {forward_gflops:.0f}, {both_gflops:.0f} | '
+            '{forward_share:.0%}, {both_share:.0%} | {extra_mb:.0f} |'.format(**row)
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--shapes', nargs='+', default=['P3'], choices=[*SHAPES, 'all'])
+    parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
+    parser.add_argument('--batches', nargs='+', type=int, default=[1])
+    parser.add_argument('--subjects', nargs='+', default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument('--threads', type=int, help="default: torch's")
+    parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
+    parser.add_argument('--memory-of', help=argparse.SUPPRESS)
+    parser.add_argument('--memory-shape', nargs=4, type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print_extra_peak(options.memory_of, tuple(options.memory_shape), options.kernel_sizes[0])
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+
+    check_correctness(options.kernel_sizes)
+    machine = describe_machine()
+    names = ['conv3x3', *(name for name in options.subjects if name != 'conv3x3')]
+    shapes = list(SHAPES) if 'all' in options.shapes else options.shapes
+    cases = [
+        (shape, batch, kernel_size)
+        for shape in shapes
+        for batch in options.batches
+        for kernel_size in options.kernel_sizes
+    ]
+    rows = []
+    with Progress(transient=True) as progress:
+        for name, batch, kernel_size in progress.track(cases, description='Timing'):
+            shape = (batch, *SHAPES[name])
+            subjects = {each: Subject(each, shape, kernel_size) for each in names}
+            times = time_subjects(subjects, options.seconds)
+            del subjects
+            medians = {
+                each: {way: statistics.median(values) for way, values in ways.items()}
+                for each, ways in times.items()
+            }
+            for each in names:
+                row = dict(shape=name, batch=batch, kernel_size=kernel_size, subject=each)
+                for way, count in zip(('forward', 'both'), flops(each, shape, kernel_size)):
+                    seconds = medians[each][way]
+                    row[f'{way}_ms'] = seconds * 1e3
+                    row[f'{way}_ratio'] = seconds / medians['conv3x3'][way]
+                    row[f'{way}_gflops'] = count / seconds / 1e9
+                    row[f'{way}_share'] = count / seconds / 1e9 / machine['peak_gflops']
+                    row[f'{way}_rounds'] = len(times[each][way])
+                row['extra_mb'] = extra_peak(each, shape, kernel_size) / 2**20
+                rows.append(row)
+            # Written after each case: nothing is lost on Ctrl-C.
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            result = dict(machine=machine, rows=rows)
+            options.out.with_suffix('.json').write_text(json.dumps(result, indent=2) + '\n')
+            options.out.with_suffix('.md').write_text(as_markdown(machine, rows))
+    print(as_markdown(machine, rows))
+
+
+if __name__ == '__main__':
+    main()

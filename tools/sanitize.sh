@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Build the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of their own,
+# and run the operator's tests on them: tools/sanitize.sh [pytest's arguments]
+set -euo pipefail
+# shellcheck source=tools/setup_env.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" pytest
+copy="$(mktemp -d)"
+trap 'rm -rf "$copy"' EXIT
+cd "$ROOT"
+cp -r sasa_det tests tools setup.py setup.cfg pyproject.toml README.md _sasa_det_configs.* "$copy"
+cd "$copy"
+rm -f sasa_det/ops/_native*.so
+
+flags='-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1'
+CFLAGS="$flags" LDFLAGS="$flags" "$PYTHON" setup.py -q build_ext --inplace
+# Python itself is not built with them, so they must be there before it starts. Python frees little.
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$copy" \
+    "$PYTHON" -m pytest -p no:cacheprovider tests/ops -k native "$@"
