@@ -1,6 +1,7 @@
 """Two processes on the CPU, each with the same images, train as one process does on them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -51,8 +52,11 @@ def train(folder, data, processes):
     if processes > 1:
         launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command = [*launch, *command, '--launcher', 'pytorch']
+    # torch's convolutions sum in another order with another number of threads, and a batch of two
+    # makes much of the last bit.
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, timeout=300, env=env
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # DDP warns of gradients that are not laid out as their parameters.
