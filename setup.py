@@ -57,7 +57,9 @@ def native_kernels():
     kernels = CppExtension(
         'sasa_det.ops._native',
         sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
-        extra_compile_args=['-O3'],
+        # OpenMP is for ATen's parallel_for. It is not linked: torch brings the runtime that its own
+        # threads live in, and a second one would start as many again.
+        extra_compile_args=['-O3', *(['-fopenmp'] if sys.platform == 'linux' else [])],
         depends=glob.glob('sasa_det/ops/csrc/*.h'),
     )
     return [kernels], {'build_ext': BuildOrSayWhyNot}

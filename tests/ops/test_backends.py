@@ -1,5 +1,7 @@
 """Every backend against the reference, in value and all gradients."""
 
+import sys
+
 import pytest
 import torch
 from cases import (
@@ -13,7 +15,7 @@ from cases import (
     with_grad,
 )  # fmt: skip
 
-from sasa_det.ops import local_attention
+from sasa_det.ops import local_attention, native
 from sasa_det.ops.geometry import Window, unfold_windows
 from sasa_det.ops.reference import window_logits
 
@@ -213,6 +215,8 @@ def test_native_has_the_same_bits_at_any_thread_count(backend):
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
+            if sys.platform == 'linux':  # where setup.py asks for OpenMP
+                assert native._native.threads() == count
             results.append(value_and_grads(inputs, case.options, backend))
     finally:
         torch.set_num_threads(threads)

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -124,11 +125,19 @@ void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key
   run_bands(p, cut(p, 2), true, kernels().backward);
 }
 
+// How many threads share the work: one where this was built without OpenMP.
+int64_t threads() {
+  std::atomic<int64_t> count{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { ++count; });
+  return count;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", &forward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.attr("TABLE_ROWS") = sasa::TABLE_ROWS;
+  m.def("threads", &threads);
   m.def("capability", [] { return std::string(kernels().capability); });
 }
