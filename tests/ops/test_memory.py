@@ -2,24 +2,32 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from cases import backends
+
+pytestmark = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='read from /proc')
 
 # In a process of its own: the peak of a process only ever grows.
 MEASURE = """
-import resource, sys
+import re, sys
 import torch
 from sasa_det.ops import local_attention
+
+def peak():
+    # Not getrusage's, which a process takes over from the one that started it.
+    return int(re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1])
 
 def attend(size):
     maps = [torch.ones(1, 256, *size).requires_grad_() for _ in range(3)]
     tables = [torch.ones(1, 16, 7).requires_grad_() for _ in range(2)]
     # The output's gradient exists before the measurement, as it does in training.
     grad = torch.ones(1, 256, *size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     output = local_attention(*maps, *tables, kernel_size=7, num_heads=8, backend=sys.argv[1])
     torch.autograd.grad(output, [*maps, *tables], grad)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return peak() - before
 
 attend((8, 8))  # whatever a first call loads
 print(attend((100, 168)))
@@ -34,5 +42,5 @@ def extra_peak(backend):
 
 @backends('eager', 'native')
 def test_extra_peak_is_a_fraction_of_the_references(backend):
-    # Outputs and gradients alone are five maps of 17 MB.
-    assert extra_peak(backend) <= extra_peak('reference') / 4
+    # Outputs and gradients alone are four maps of 17 MB.
+    assert 4 * 17e3 < extra_peak(backend) <= extra_peak('reference') / 4

@@ -15,17 +15,10 @@ implementations do. Writes OUT.json and OUT.md.
 """
 
 import argparse
-import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import torch
+from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
 from rich.progress import Progress
 from torch import nn
 
@@ -47,6 +40,19 @@ SHAPES = {  # channels, height, width
 HEADS = 8
 BACKENDS = {'core': 'native', 'eager': 'eager', 'unfold': 'reference'}
 SUBJECTS = ('conv3x3', 'core', 'layer', 'eager', 'unfold')
+TITLES = {
+    'shape': '{shape}',
+    'batch': '{batch}',
+    'k': '{kernel_size}',
+    'subject': '{subject}',
+    'forward ms': '{forward_ms:.2f}',
+    '/ conv': '{forward_ratio:.2f}',
+    'fwd+bwd ms': '{both_ms:.2f}',
+    '/ conv ': '{both_ratio:.2f}',
+    'GFLOP/s': '{forward_gflops:.0f}, {both_gflops:.0f}',
+    'share of peak': '{forward_share:.0%}, {both_share:.0%}',
+    'extra MB': '{extra_mb:.0f}',
+}
 
 
 class Subject:
@@ -120,89 +126,6 @@ def flops(name: str, shape: tuple, kernel_size: int) -> tuple:
     return 2 * (core + projections), 2 * (core + again + 3 * projections)
 
 
-def measure_peak() -> float:
-    """Measure the machine's FLOP/s at a matrix product, which no kernel can hope to exceed."""
-    a, b = torch.randn(2, 1536, 1536).unbind()
-    times = []
-    for _ in range(12):
-        begin = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begin)
-    return 2 * 1536**3 / min(times)
-
-
-def time_subjects(subjects: dict, seconds: float) -> dict:
-    """Time subjects by turns until each had its share of time, or three rounds at least."""
-    spent = dict.fromkeys(subjects, 0.0)
-    times = {name: {'forward': [], 'both': []} for name in subjects}
-    for subject in subjects.values():
-        subject.forward()
-        subject.both()
-    while True:
-        waiting = [
-            name for name in subjects if spent[name] < seconds or len(times[name]['both']) < 3
-        ]
-        if not waiting:
-            return times
-        for name in waiting:
-            for direction in ('forward', 'both'):
-                begin = time.perf_counter()
-                getattr(subjects[name], direction)()
-                passed = time.perf_counter() - begin
-                times[name][direction].append(passed)
-                spent[name] += passed
-
-
-def extra_peak(name: str, shape: tuple, kernel_size: int) -> int:
-    """Measure the peak memory of a forward and backward beside the inputs, in bytes."""
-    command = [sys.executable, __file__, '--memory-of', name, '--kernel-sizes', str(kernel_size)]
-    command += ['--memory-shape', *map(str, shape)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def print_extra_peak(name: str, shape: tuple, kernel_size: int) -> None:
-    """Print this process's growth in bytes; for `extra_peak`."""
-    Subject(name, (1, shape[1], 8, 8), kernel_size).both()  # whatever a first call loads
-    subject = Subject(name, shape, kernel_size)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    subject.both()
-    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-
-
-def describe_machine() -> dict:
-    """Say what ran: processor, threads, versions."""
-    processor = platform.processor()
-    if Path('/proc/cpuinfo').exists():
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-        processor = next((x.split(':')[1].strip() for x in lines if 'model name' in x), processor)
-    return dict(
-        processor=processor,
-        capability=torch.backends.cpu.get_cpu_capability(),
-        cores=os.cpu_count(),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        peak_gflops=round(measure_peak() / 1e9, 1),
-    )
-
-
-def as_markdown(machine: dict, rows: list) -> str:
-    """Lay the results out as a table."""
-    lines = [
-        ', '.join(f'{key} {value}' for key, value in machine.items()),
-        '',
-        '| shape | batch | k | subject | forward ms | / conv | fwd+bwd ms | / conv | GFLOP/s fwd, both'
-        ' | share of peak | extra MB |',
-        '|---|---|---|---|---|---|---|---|---|---|---|',
-    ]
-    for row in rows:
-        lines.append(
-            '| {shape} | {batch} | {kernel_size} | {subject} | {forward_ms:.2f} | {forward_ratio:.2f} | '
-            '{both_ms:.2f} | {both_ratio:.2f} | {forward_gflops:.0f}, {both_gflops:.0f} | '
-            '{forward_share:.0%}, {both_share:.0%} | {extra_mb:.0f} |'.format(**row)
-        )
-    return '\n'.join(lines) + '\n'
-
-
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -215,53 +138,54 @@ def main() -> None:
     parser.add_argument('--threads', type=int, help="default: torch's")
     parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
-    parser.add_argument('--memory-of', help=argparse.SUPPRESS)
-    parser.add_argument('--memory-shape', nargs=4, type=int, help=argparse.SUPPRESS)
+    parser.add_argument('--memory-of', metavar='SUBJECT', help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory_of:
-        print_extra_peak(options.memory_of, tuple(options.memory_shape), options.kernel_sizes[0])
-        return
     if options.threads:
         torch.set_num_threads(options.threads)
-
-    check_correctness(options.kernel_sizes)
-    machine = describe_machine()
     names = ['conv3x3', *(name for name in options.subjects if name != 'conv3x3')]
-    shapes = list(SHAPES) if 'all' in options.shapes else options.shapes
     cases = [
         (shape, batch, kernel_size)
-        for shape in shapes
+        for shape in (SHAPES if 'all' in options.shapes else options.shapes)
         for batch in options.batches
         for kernel_size in options.kernel_sizes
     ]
+    if options.memory_of:
+        shape, batch, kernel_size = cases[0]
+        shape = (batch, *SHAPES[shape])
+        Subject(options.memory_of, (1, shape[1], 8, 8), kernel_size).both()  # loads its libraries
+        print(peak_growth(Subject(options.memory_of, shape, kernel_size).both))
+        return
+
+    check_correctness(options.kernel_sizes)
+    machine = describe_machine()
     rows = []
     with Progress(transient=True) as progress:
-        for name, batch, kernel_size in progress.track(cases, description='Timing'):
-            shape = (batch, *SHAPES[name])
-            subjects = {each: Subject(each, shape, kernel_size) for each in names}
-            times = time_subjects(subjects, options.seconds)
+        for case in progress.track(cases, description='Timing'):
+            shape = (case[1], *SHAPES[case[0]])
+            subjects = {each: Subject(each, shape, case[2]) for each in names}
+            times = take_turns(
+                {each: dict(forward=x.forward, both=x.both) for each, x in subjects.items()},
+                options.seconds,
+            )
             del subjects
-            medians = {
-                each: {way: statistics.median(values) for way, values in ways.items()}
-                for each, ways in times.items()
-            }
             for each in names:
-                row = dict(shape=name, batch=batch, kernel_size=kernel_size, subject=each)
-                for way, count in zip(('forward', 'both'), flops(each, shape, kernel_size)):
-                    seconds = medians[each][way]
+                row = dict(zip(('shape', 'batch', 'kernel_size'), case), subject=each)
+                for way, count in zip(('forward', 'both'), flops(each, shape, case[2])):
+                    seconds = times[each][way]
                     row[f'{way}_ms'] = seconds * 1e3
-                    row[f'{way}_ratio'] = seconds / medians['conv3x3'][way]
+                    row[f'{way}_ratio'] = seconds / times['conv3x3'][way]
                     row[f'{way}_gflops'] = count / seconds / 1e9
                     row[f'{way}_share'] = count / seconds / 1e9 / machine['peak_gflops']
-                    row[f'{way}_rounds'] = len(times[each][way])
-                row['extra_mb'] = extra_peak(each, shape, kernel_size) / 2**20
+                row['extra_mb'] = (
+                    in_own_process(
+                        '--memory-of', each, '--shapes', case[0], '--batches', case[1],
+                        '--kernel-sizes', case[2],
+                    )
+                    / 2**20
+                )  # fmt: skip
                 rows.append(row)
-            # Written after each case: nothing is lost on Ctrl-C.
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            result = dict(machine=machine, rows=rows)
-            options.out.with_suffix('.json').write_text(json.dumps(result, indent=2) + '\n')
-            options.out.with_suffix('.md').write_text(as_markdown(machine, rows))
-    print(as_markdown(machine, rows))
+            write(options.out, machine, rows, as_markdown(machine, TITLES, rows))
+    print(as_markdown(machine, TITLES, rows))
 
 
 if __name__ == '__main__':

@@ -1,0 +1,129 @@
+"""What the benchmarks share: the machine in words, timing by turns, memory by processes of their own."""
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List
+
+import torch
+
+
+def describe_machine() -> dict:
+    """Say what runs: processor, threads, versions, FLOP/s of a matrix product, bytes/s of a copy."""
+    processor = platform.processor()
+    if Path('/proc/cpuinfo').exists():
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        processor = next((x.split(':')[1].strip() for x in lines if 'model name' in x), processor)
+    return dict(
+        processor=processor,
+        capability=torch.backends.cpu.get_cpu_capability(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        peak_gflops=round(_matrix_product() / 1e9, 1),
+        copy_gb_per_s=round(_copy() / 1e9, 1),
+    )
+
+
+def _matrix_product() -> float:
+    """Measure FLOP/s at a matrix product, which no kernel can hope to exceed."""
+    a, b = torch.randn(2, 1536, 1536).unbind()
+    return 2 * 1536**3 / min(_seconds(lambda: a @ b) for _ in range(12))
+
+
+def _copy() -> float:
+    """Measure bytes/s, read and written, of a copy that no cache holds."""
+    a, b = torch.randn(2, 2**26).unbind()
+    return 2 * a.nbytes / min(_seconds(lambda: b.copy_(a)) for _ in range(5))
+
+
+def _seconds(function: Callable) -> float:
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def take_turns(
+    subjects: Dict[str, Dict[str, Callable]], seconds: float, least: int = 3
+) -> Dict[str, Dict[str, float]]:
+    """Time subjects round by round, so that a machine's moods meet all of them.
+
+    Args:
+        subjects: By name, and then by the name of the measure, what to call.
+        seconds: For each subject; then it leaves the round.
+        least: Number of rounds that no subject leaves.
+
+    Returns:
+        Median seconds by the same names.
+    """
+    spent = dict.fromkeys(subjects, 0.0)
+    times = {name: {measure: [] for measure in calls} for name, calls in subjects.items()}
+    for calls in subjects.values():
+        for call in calls.values():
+            call()
+    rounds = 0
+    while rounds < least or min(spent.values()) < seconds:
+        for name, calls in subjects.items():
+            if rounds >= least and spent[name] >= seconds:
+                continue
+            for measure, call in calls.items():
+                passed = _seconds(call)
+                times[name][measure].append(passed)
+                spent[name] += passed
+        rounds += 1
+    return {
+        name: {measure: statistics.median(values) for measure, values in measures.items()}
+        for name, measures in times.items()
+    }
+
+
+def peak_growth(call: Callable) -> int:
+    """Call, and measure by how many bytes this process's peak of resident memory grew."""
+    before = _peak()
+    call()
+    return _peak() - before
+
+
+def _peak() -> int:
+    # Not getrusage's, which a process takes over from the one that started it.
+    return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])
+
+
+def in_own_process(*arguments) -> int:
+    """Run the calling program with other arguments and return the number that it prints last."""
+    command = [sys.executable, sys.argv[0], *map(str, arguments)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def write(out: Path, machine: dict, rows: List[dict], markdown: str) -> None:
+    """Write OUT.json and OUT.md; after each case, so that Ctrl-C loses none."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix('.json').write_text(
+        json.dumps(dict(machine=machine, rows=rows), indent=2) + '\n'
+    )
+    out.with_suffix('.md').write_text(markdown)
+
+
+def as_markdown(machine: dict, titles: Dict[str, str], rows: List[dict]) -> str:
+    """Lay rows out as a table.
+
+    Args:
+        machine: Said above the table.
+        titles: A column's title and the format of its cells.
+        rows: One line each.
+    """
+    lines = [
+        ', '.join(f'{key} {value}' for key, value in machine.items()),
+        '',
+        f'| {" | ".join(titles)} |',
+        '|---' * len(titles) + '|',
+    ]
+    lines += [f'| {" | ".join(titles.values())} |'.format(**row) for row in rows]
+    return '\n'.join(lines) + '\n'
