@@ -39,6 +39,16 @@ inline Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename Vector<T>::loose*>(p);
 }
 
+// Load once for several uses: left to itself, GCC folds the load into each product that uses it.
+template <typename T>
+inline Vec<T> load_once(const T* p) {
+  Vec<T> x = load(p);
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#endif
+  return x;
+}
+
 template <typename T>
 inline void store(T* p, Vec<T> x) {
   *reinterpret_cast<typename Vector<T>::loose*>(p) = x;
@@ -329,11 +339,12 @@ inline int64_t lagging_span(int64_t k) { return span(k) + (k / 2 % GROUP ? GROUP
 
 // ---- Products. ----
 
-// Fetch what the next vector of pixels will read of this row: a window's rows and channels lie too far
-// apart for the hardware to see the pattern, and are too many to stay in the first cache.
+// Fetch what the next row of a window will read of this channel: rows and channels lie too far apart for
+// the hardware to see the pattern, and are too many to stay in the first cache.
 template <typename T>
 inline void ahead(const T* p) {
-  __builtin_prefetch(p + 2 * Vector<T>::lanes);
+  __builtin_prefetch(p);
+  __builtin_prefetch(p + Vector<T>::lanes);
 }
 
 template <int N>
@@ -343,21 +354,21 @@ struct Count {
 
 // out[g * step + n] += sum over c of a[g][c] * b[c] shifted by n pixels, for one vector of pixels.
 template <int G, int N, typename T>
-__attribute__((noinline)) void dots(const T* const* a, const T* b, int64_t depth, int64_t stride, Vec<T>* out,
-                 int64_t step) {
+__attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon, int64_t depth,
+                                    int64_t stride, Vec<T>* out, int64_t step) {
   Vec<T> sum[G][N];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) sum[g][n] = out[g * step + n];
-  for (int64_t c = 0; c < depth; ++c, b += stride) {
+  for (int64_t c = 0; c < depth; ++c, b += stride, soon += stride) {
     Vec<T> factor[G];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) factor[g] = load(a[g] + c * stride);
-    ahead(b);
+    ahead(soon);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const Vec<T> shifted = load(b + n);
+      const Vec<T> shifted = load_once(b + n);
 #pragma GCC unroll 4
       for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * shifted;
     }
@@ -452,8 +463,10 @@ inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t 
   const T* row = span.rows[u];
   if (!row) return;
   row += offset;
+  const T* soon = span.rows[u + 1];
+  if (soon)
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) ahead(row + n * span.stride);
+    for (int n = 0; n < N; ++n) ahead(soon + offset + (DIRECTION < 0 ? 1 - span.k : 0) + n * span.stride);
   for (int64_t j = 0; j < span.k; ++j) {
     const int64_t weight_place = weight_offset + j * span.weight_stride - (DIRECTION < 0 ? j : 0);
     Vec<T> weight[G];
@@ -461,7 +474,7 @@ inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t 
     for (int g = FIRST; g <= LAST; ++g) weight[g] = load(span.weights[u][g] + weight_place);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const Vec<T> shifted = load(row + n * span.stride + DIRECTION * j);
+      const Vec<T> shifted = load_once(row + n * span.stride + DIRECTION * j);
 #pragma GCC unroll 4
       for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
     }
@@ -573,6 +586,7 @@ inline void span_rows(const Layout<T>& at, const Ring<T>& ring, int64_t y, int64
     const int64_t row = y - at.radius + u;
     out[u] = row >= 0 && row < at.height ? ring.row(row) : nullptr;
   }
+  out[at.k + rows - 1] = nullptr;
 }
 
 // out[g][i][j] += a[g] . rows[i + g] shifted by j, for one vector of pixels and the windows of G rows.
@@ -583,10 +597,11 @@ inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* 
   for (int64_t u = 0; u < k + G - 1; ++u) {
     if (!rows[u]) continue;
     const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
+    const T* soon = rows[u + 1] ? rows[u + 1] : rows[u];
     as_group(last - first + 1, [&](auto count) {
       if constexpr (count.value > G) return;
       in_pieces(k, [&](auto neighbours, int64_t n) {
-        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, at.depth, at.stride,
+        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth, at.stride,
                                             out + first * k * k + (u - first) * k + n, k * k - k);
       });
     });
@@ -602,6 +617,21 @@ inline void begin_logits(const Problem& p, const Layout<T>& at, const Vec<T>* bi
     for (int64_t j = 0; j < at.k; ++j)
       out[j] = closed ? splat<T>(-__builtin_inf()) : bias[i] + bias[at.k + j];
   }
+}
+
+// The largest of n vectors, lane by lane, in four chains that do not wait for each other. A NaN never
+// becomes the largest; it comes out of the sum of the exponentials all the same.
+template <typename T>
+inline Vec<T> largest(const Vec<T>* x, int64_t n) {
+  Vec<T> peak[4];
+  for (int m = 0; m < 4; ++m) peak[m] = splat<T>(-__builtin_inf());
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4)
+#pragma GCC unroll 4
+    for (int m = 0; m < 4; ++m) peak[m] = x[i + m] > peak[m] ? x[i + m] : peak[m];
+  for (; i < n; ++i) peak[0] = x[i] > peak[0] ? x[i] : peak[0];
+  for (int m = 1; m < 4; ++m) peak[0] = peak[m] > peak[0] ? peak[m] : peak[0];
+  return peak[0];
 }
 
 // ---- Forward. ----
@@ -659,9 +689,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
           V* own = logits + g * window;
           if (p.mask)
             for (int64_t i = 0; i < k; ++i) close_sides(at, x, own + i * k);
-          V peak = splat<T>(-__builtin_inf());
-          for (int64_t n = 0; n < window; ++n) peak = own[n] > peak ? own[n] : peak;
-          // A NaN never becomes the peak, and comes out of the sum all the same.
+          const V peak = largest<T>(own, window);
           V total = V{};
           for (int64_t n = 0; n < window; ++n) {
             own[n] = exp_vec(own[n] - peak);
