@@ -30,8 +30,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def output_format(like: Tensor) -> torch.memory_format:
-    """Return a result's layout: channels_last if ``like`` is, else contiguous, whatever its strides."""
-    if like.is_contiguous() or not like.is_contiguous(memory_format=torch.channels_last):
+    """Return a result's layout: channels_last where a pixel's channels lie together, else contiguous.
+
+    Some channels of a channels_last map are no longer one by torch's is_contiguous; they count.
+    """
+    if like.is_contiguous() or like.stride(1) != 1:
         return torch.contiguous_format
     return torch.channels_last
 

@@ -249,6 +249,65 @@ inline void copy_row(const T* from, int64_t n, T factor, T* to) {
   store(to + n - L, load(from + n - L) * factor);  // the rest, some of it twice
 }
 
+typedef float Quad __attribute__((vector_size(16)));
+typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Four{__VA_ARGS__}))
+#endif
+
+// to[c][x] = from[x][c] * factor for 4 by 4 of them, rows apart by the steps.
+inline void transpose_quad(const float* from, int64_t from_step, float factor, float* to,
+                           int64_t to_step) {
+  typedef int32_t Four __attribute__((vector_size(16), unused));
+  Quad in[4];
+  for (int n = 0; n < 4; ++n)
+    in[n] = *reinterpret_cast<const LooseQuad*>(from + n * from_step) * factor;
+  const Quad a = SHUFFLE(in[0], in[1], 0, 4, 1, 5), b = SHUFFLE(in[0], in[1], 2, 6, 3, 7);
+  const Quad c = SHUFFLE(in[2], in[3], 0, 4, 1, 5), d = SHUFFLE(in[2], in[3], 2, 6, 3, 7);
+  const Quad out[4] = {SHUFFLE(a, c, 0, 1, 4, 5), SHUFFLE(a, c, 2, 3, 6, 7),
+                       SHUFFLE(b, d, 0, 1, 4, 5), SHUFFLE(b, d, 2, 3, 6, 7)};
+  for (int n = 0; n < 4; ++n) *reinterpret_cast<LooseQuad*>(to + n * to_step) = out[n];
+}
+#undef SHUFFLE
+
+// to[c][x] = from[x][c] * factor: a row of pixels whose channels lie together.
+template <typename S, typename T>
+inline void transpose_in(const S* from, int64_t step, int64_t width, int64_t depth, T factor, T* to,
+                         int64_t stride) {
+  int64_t quads = 0, quad_depth = 0;
+  if constexpr (sizeof(S) == 4 && sizeof(T) == 4) {
+    quads = width / 4 * 4, quad_depth = depth / 4 * 4;
+    for (int64_t x = 0; x < quads; x += 4)
+      for (int64_t c = 0; c < quad_depth; c += 4)
+        transpose_quad(from + x * step + c, step, factor, to + c * stride + x, stride);
+  }
+  for (int64_t x = 0; x < width; ++x)
+    for (int64_t c = x < quads ? quad_depth : 0; c < depth; ++c) {
+      T value;
+      widen(value, from[x * step + c]);
+      to[c * stride + x] = value * factor;
+    }
+}
+
+// to[x][c] = from[c][x] * factor.
+template <typename S, typename T>
+inline void transpose_out(const T* from, int64_t stride, int64_t width, int64_t depth, T factor, S* to,
+                          int64_t step) {
+  int64_t quads = 0, quad_depth = 0;
+  if constexpr (sizeof(S) == 4 && sizeof(T) == 4) {
+    quads = width / 4 * 4, quad_depth = depth / 4 * 4;
+    for (int64_t x = 0; x < quads; x += 4)
+      for (int64_t c = 0; c < quad_depth; c += 4)
+        transpose_quad(from + c * stride + x, stride, factor, to + x * step + c, step);
+  }
+  for (int64_t x = 0; x < width; ++x)
+    for (int64_t c = x < quads ? quad_depth : 0; c < depth; ++c)
+      narrow(to[x * step + c], from[c * stride + x] * factor);
+}
+
 template <typename S, typename T>
 void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y,
              T factor, T* to) {
@@ -257,15 +316,8 @@ void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& 
                   (band.phase_row + y * p.dilation) * map.row + band.phase_col * map.col;
   const int64_t step = map.col * p.dilation;
   to += at.margin;
-  if (map.channel == 1 && step != 1) {
-    for (int64_t x = 0; x < at.width; ++x)
-      for (int64_t c = 0; c < p.depth; ++c) {
-        T value;
-        widen(value, from[x * step + c]);
-        to[c * at.stride + x] = value * factor;
-      }
-    return;
-  }
+  if (map.channel == 1 && step != 1)
+    return transpose_in(from, step, at.width, p.depth, factor, to, at.stride);
   for (int64_t c = 0; c < p.depth; ++c) {
     const S* row = from + c * map.channel;
     T* out = to + c * at.stride;
@@ -288,12 +340,8 @@ void unpack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band
           (band.phase_row + y * p.dilation) * map.row + band.phase_col * map.col;
   const int64_t step = map.col * p.dilation;
   from += at.margin;
-  if (map.channel == 1 && step != 1) {
-    for (int64_t x = 0; x < at.width; ++x)
-      for (int64_t c = 0; c < p.depth; ++c)
-        narrow(to[x * step + c], from[c * at.stride + x] * factor);
-    return;
-  }
+  if (map.channel == 1 && step != 1)
+    return transpose_out(from, at.stride, at.width, p.depth, factor, to, step);
   for (int64_t c = 0; c < p.depth; ++c) {
     S* row = to + c * map.channel;
     if (sizeof(S) == sizeof(T) && step == 1) {
