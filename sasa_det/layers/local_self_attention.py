@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import check_window, local_attention
+from ..ops import check_window
 from ..ops.geometry import Window
 from ..ops.reference import attention_weights
 from .position import check_sinusoidal_channels, sinusoidal_positions
+from .projected_attention import project, projected_attention
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
@@ -49,22 +50,12 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        return _project(x, self.weight, self.bias)
+        return project(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         """Show the channels, as torch's layers do."""
         out_channels, in_channels = self.weight.shape
         return f'{in_channels}, {out_channels}, bias={self.bias is not None}'
-
-
-def _project(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    if not x.is_cpu or not x.is_contiguous():
-        return F.conv2d(x, weight[:, :, None, None], bias)
-    # On the CPU one matrix product an image is faster than oneDNN's 1x1 convolution.
-    weight = weight.expand(x.shape[0], -1, -1)
-    flat = x.flatten(2)
-    y = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
-    return y.unflatten(2, x.shape[2:])
 
 
 class LocalSelfAttention2d(nn.Module):
@@ -217,11 +208,11 @@ class LocalSelfAttention2d(nn.Module):
         """Attend, then pool where the layer has a stride."""
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
-        query, key, value = self._query_key_value(x)
-        x = local_attention(
-            query,
-            key,
-            value,
+        projections = [each for each in (self.query, self.key, self.value) if each is not None]
+        x = projected_attention(
+            x,
+            [each.weight for each in projections],
+            [each.bias for each in projections],
             self.rel_row,
             self.rel_col,
             kernel_size=self.kernel_size,
@@ -237,17 +228,6 @@ class LocalSelfAttention2d(nn.Module):
             # A last, partial window averages the pixels that it has: Conv2d's size, no dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return x
-
-    def _query_key_value(self, x: Tensor) -> Tuple[Tensor, Optional[Tensor], Tensor]:
-        """Project to all three at once, which reads x once, and writes its gradient once."""
-        projections = [each for each in (self.query, self.key, self.value) if each is not None]
-        weight = torch.cat([each.weight for each in projections])
-        bias = None
-        if self.query.bias is not None:
-            no_bias = weight.new_zeros(self.out_channels)
-            bias = torch.cat([no_bias if each.bias is None else each.bias for each in projections])
-        maps = _project(x, weight, bias).split(self.out_channels, 1)
-        return (maps[0], None, maps[1]) if self.key is None else maps
 
     @torch.no_grad()
     def attention_weights(self, x: Tensor, points: Tensor) -> Tensor:

@@ -5,14 +5,14 @@
     python tools/benchmarks/detector.py --size 800 --configs retinanet_r50_fpn_1x_coco ...
 
 An iteration is mmdet's own train_step: losses, backward, SGD; an inference is its test_step, boxes and
-suppression included. Weights and the image are random: neither changes what is computed, except
-that an untrained detector has next to no boxes to suppress. Detectors take turns, round by round, in
-one process; figures are medians, and ratios are against the first config. Peak memory, weights,
-gradients and momentum included, is measured in a process for each. Writes OUT.json and OUT.md.
+suppression included. Every stage learns in all of them, where mmdet's own config freezes the first.
+Weights and the image are random: neither changes what is computed, except that an untrained detector
+has next to no boxes to suppress. Detectors take turns, round by round, in one process; figures are
+medians, and ratios are against the first config. Peak memory, weights, gradients and momentum
+included, is measured in a process for each. Writes OUT.json and OUT.md.
 """
 
 import argparse
-import gc
 import warnings
 from pathlib import Path
 
@@ -74,6 +74,7 @@ class Detector:
     def __init__(self, name: str, batch: dict) -> None:
         config = Config.fromfile(CONFIGS / f'{name}.py')
         config.model.backbone.init_cfg = None  # random weights: nothing to download
+        config.model.backbone.frozen_stages = -1
         self.model = MODELS.build(config.model)
         self.model.init_weights()
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6, momentum=0.9)
@@ -115,11 +116,6 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     batch = make_batch(options.size, options.batch)
     if options.memory_of:
-        # A small one first, for whatever a first call loads.
-        small = Detector(options.configs[0], make_batch(64, 1))
-        getattr(small, options.memory_of)()
-        del small
-        gc.collect()
         print(
             peak_growth(lambda: getattr(Detector(options.configs[0], batch), options.memory_of)())
         )

@@ -1,0 +1,91 @@
+"""Recomputed projections: the same gradients as kept ones, for the memory of the input alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.ops import local_attention
+
+
+def attend_in_steps(layer, x):
+    """Compute what the layer computes, by autograd's own means."""
+    key = None if layer.key is None else layer.key(x)
+    return local_attention(
+        layer.query(x), key, layer.value(x), layer.rel_row, layer.rel_col,
+        kernel_size=layer.kernel_size, num_heads=layer.num_heads, border=layer.border,
+        backend=layer.backend,
+    )  # fmt: skip
+
+
+def grads(function, layer, x, cotangent):
+    """Return the gradients of the input and of all parameters."""
+    leaves = [x.detach().requires_grad_(), *layer.parameters()]
+    return torch.autograd.grad(function(leaves[0]), leaves, cotangent)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(
+    'position, logits', [('relative', 'qk+qr'), ('relative', 'qr'), ('none', 'qk')]
+)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_are_autograds(bias, position, logits, layout):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(
+        12, 16, 3, num_heads=4, bias=bias, position=position, logits=logits, border='mask'
+    ).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 12, 7, 9, dtype=torch.float64).contiguous(memory_format=layout)
+    cotangent = torch.randn(2, 16, 7, 9, dtype=torch.float64)
+    expected = grads(lambda x: attend_in_steps(layer, x), layer, x, cotangent)
+    for result, truth in zip(grads(layer, layer, x, cotangent), expected):
+        torch.testing.assert_close(result, truth, rtol=1e-10, atol=1e-10)
+
+
+def test_frozen_parameters_and_inputs_get_none():
+    layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2, bias=True)
+    layer.value.requires_grad_(False)
+    x = torch.randn(1, 8, 5, 5)
+    layer(x).sum().backward()
+    assert layer.value.weight.grad is None and x.grad is None
+    assert layer.query.weight.grad.abs().sum() > 0 and layer.rel_row.grad.abs().sum() > 0
+    layer.requires_grad_(False)
+    layer(x.requires_grad_()).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_autocast_computes_low_and_gives_the_parameters_types():
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(16, kernel_size=5, num_heads=2, bias=True)
+    x = torch.randn(2, 16, 9, 9)
+    cotangent = torch.randn(2, 16, 9, 9)
+
+    def low(function):
+        def run(x):
+            with torch.autocast('cpu', torch.bfloat16):
+                output = function(x)
+            assert output.dtype == torch.bfloat16
+            return output
+
+        return grads(run, layer, x, cotangent.bfloat16())
+
+    expected = low(lambda x: attend_in_steps(layer, x))
+    for result, truth in zip(low(layer), expected):
+        assert result.dtype == torch.float32
+        assert (result - truth).norm() <= 0.02 * truth.norm()
+
+
+def test_training_keeps_the_input_and_no_projection():
+    layer = LocalSelfAttention2d(32, kernel_size=3, num_heads=4)
+    x = torch.randn(1, 32, 40, 40, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x)
+    # The input, the projections' weights, and the logarithm of the sum of exponentials of each head.
+    assert sum(kept.values()) <= 1.2 * x.nbytes
