@@ -72,7 +72,8 @@ def main(arguments: List[str]) -> None:
         path = str(tool_path(arguments[0]))
     except ValueError as error:
         sys.exit(str(error))
-    if any(argument.startswith('--launcher') for argument in arguments):
+    launcher = ' '.join(arguments).replace('--launcher=', '--launcher ').partition('--launcher ')[2]
+    if launcher and not launcher.startswith('none'):
         from .cpu_distributed import join_processes
 
         join_processes()

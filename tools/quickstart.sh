@@ -89,6 +89,7 @@ trap 'echo; echo "Interrupted. The same command goes on from the last checkpoint
 mkdir -p "$WORK_DIR"
 echo "$SETTINGS" >"$WORK_DIR/settings.txt"
 
+launch=()
 stretch=()
 [[ -z "$EPOCHS" ]] || stretch=(--max-epochs "$EPOCHS")
 if [[ -z "$DATA" ]]; then
@@ -100,7 +101,7 @@ else
     CONFIG="$WORK_DIR/config.py"
     BASE="$([[ -z "$DATA" ]] && echo "$DIGITS_CONFIG" || echo "$OWN_DATA_BASE")"
     "$PYTHON" -m sasa_det.data.coco_config "${DATA:-data/digits}" --out "$CONFIG" --base "$BASE" \
-        "${stretch[@]}"
+        ${stretch[@]+"${stretch[@]}"}
 fi
 
 train=(-m sasa_det.mmdet_tool train "$CONFIG" --work-dir "$WORK_DIR")
@@ -112,12 +113,12 @@ fi
 if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     train+=(--cfg-options "train_dataloader.batch_size=16")
 else
-    threads=$(($(getconf _NPROCESSORS_ONLN) / 2))
-    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}"
+    threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / 2))
+    launch=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}")
     train=(-m torch.distributed.run --standalone --nproc_per_node=2 "${train[@]}" --launcher pytorch)
 fi
 # mmdet's own tools/train.py and tools/test.py, as they lie in its package.
-"$PYTHON" "${train[@]}"
+${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}"
 CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
 "$PYTHON" -m sasa_det.mmdet_tool test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
     --out "$WORK_DIR/predictions.pkl"

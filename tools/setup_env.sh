@@ -111,7 +111,7 @@ complete_venv() {
     rm -f "$SASA_STAMP"
     # mmcv's build asks torch and pkg_resources, which newer setuptools lack. torch refuses Python's own
     # older one, and would bring the newest in its place.
-    step 'build tools' '10 s' pip_install --upgrade 'setuptools<81' wheel ninja
+    step 'build tools' '10 s' pip_install 'setuptools>=77.0.3,<81' wheel ninja
     # shellcheck disable=SC2086  # options beside the requirement are meant to be split
     step "$SASA_TORCH" '1 min and the download' pip_install $SASA_TORCH
     if ! ops_import; then
@@ -137,6 +137,9 @@ complete_venv() {
 
 set_up() {
     if [[ -n "${SASA_PYTHON:-}" ]]; then
+        # Absolute, as the scripts change the folder; not resolved, which would leave its environment.
+        [[ "$SASA_PYTHON" != */* ]] ||
+            SASA_PYTHON="$(cd "$(dirname "$SASA_PYTHON")" && pwd)/$(basename "$SASA_PYTHON")"
         doctor_passes "$SASA_PYTHON" || give_up \
             "SASA_PYTHON=$SASA_PYTHON does not pass the check of python -m sasa_det.doctor, see above."
         use_as_is "$SASA_PYTHON" "$@"

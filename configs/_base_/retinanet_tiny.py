@@ -2,8 +2,10 @@
 # As for the large one, every part is a convolution until it gets attn_cfg.
 custom_imports = dict(imports=['sasa_det'])
 
-# Two processes on a CPU as well as on GPUs; batch statistics are those of the first.
+# Two processes on a CPU as well as on GPUs. Batch statistics are those of the first in training, and
+# for validation and the checkpoint the mean over all.
 model_wrapper_cfg = dict(type='AnyDeviceDistributedDataParallel', broadcast_buffers=True)
+custom_hooks = [dict(type='SyncBuffersHook')]
 
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(

@@ -46,7 +46,7 @@ def forward(
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
     row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
-    _native.forward(query, key, value, row, col, output, logsumexp, *_options(window))
+    _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp
 
 
@@ -70,12 +70,18 @@ def backward(
         # One partial sum for some rows of the map, so that threads share none and the order is fixed.
         blocks = -(-query.shape[2] // _native.TABLE_ROWS)
         tables = query.new_zeros(
-            (query.shape[0], window.num_heads, window.dilation**2 * blocks, 2, *row.shape[1:]),
+            (
+                query.shape[0],
+                window.num_heads,
+                _dilation(query, window) ** 2 * blocks,
+                2,
+                *row.shape[1:],
+            ),
             dtype=dtype,
         )
     _native.backward(
         grad, query, key, value, row, col, logsumexp,
-        grad_query, grad_key, grad_value, tables, *_options(window),
+        grad_query, grad_key, grad_value, tables, *_options(query, window),
     )  # fmt: skip
     if tables is None:
         return grad_query, grad_key, grad_value, None, None
@@ -95,11 +101,16 @@ def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Opti
     return table.to(dtype).expand(window.num_heads, -1, -1).contiguous()
 
 
-def _options(window: Window) -> tuple:
+def _dilation(query: Tensor, window: Window) -> int:
+    # Where it is as large as the map all neighbours but the centre are outside, and larger is the same.
+    return min(window.dilation, max(query.shape[2:]))
+
+
+def _options(query: Tensor, window: Window) -> tuple:
     return (
         window.kernel_size,
         window.num_heads,
-        window.dilation,
+        _dilation(query, window),
         window.border == 'mask',
         window.scale,
     )

@@ -228,3 +228,26 @@ def test_native_has_the_same_bits_at_any_thread_count(backend):
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+@backends('native')
+@pytest.mark.parametrize('kernel_size, height', [(67, 80), (73, 96)])
+def test_native_windows_larger_than_a_band(kernel_size, height, backend):
+    # The second band's windows reach above the map, so that its groups of rows begin elsewhere.
+    case = Case(
+        kernel_size=kernel_size, num_heads=1, depth=2, batch=1, size=(height, 3), border='mask'
+    )
+    results = value_and_grads(case.inputs(), case.options, backend)
+    truth = value_and_grads(case.inputs(), case.options, 'reference')
+    assert largest_error(results, truth) < 1e-10
+
+
+@backends('native')
+def test_native_takes_any_dilation(backend):
+    case = Case(kernel_size=3, num_heads=1, depth=4, batch=1, size=(3, 5))
+    far = {**case.options, 'dilation': 2**40}
+    near = {**case.options, 'dilation': 5}
+    for a, b in zip(
+        value_and_grads(case.inputs(), far, backend), value_and_grads(case.inputs(), near, backend)
+    ):
+        assert torch.equal(a, b)

@@ -6,7 +6,7 @@
 
 Shapes are those of RetinaNet-R50 at 1333 x 800. Before anything is timed, every subject's result and
 gradients are compared with the reference's on a small map. Subjects take turns, round by round, in
-one process; figures are medians, and ratios are against the 3x3 convolution of the same round's run.
+one process; figures are medians, and ratios are of them, against the 3x3 convolution.
 Extra peak memory is measured in a process for each.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
@@ -121,9 +121,9 @@ def flops(name: str, shape: tuple, kernel_size: int) -> tuple:
         return 2 * macs, 6 * macs
     core = count_macs(shape, kernel_size, True, True)
     projections = 3 * channels**2 * pixels if name == 'layer' else 0
-    # The backward computes the logits again, and two products for each of the forward's.
+    # The backward projects and computes the logits again, and two products for each of the forward's.
     again = core * 3 - count_macs(shape, kernel_size, False, False)
-    return 2 * (core + projections), 2 * (core + again + 3 * projections)
+    return 2 * (core + projections), 2 * (core + again + 4 * projections)
 
 
 def main() -> None:
@@ -159,7 +159,7 @@ def main() -> None:
     check_correctness(options.kernel_sizes)
     machine = describe_machine()
     rows = []
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, refresh_per_second=1) as progress:
         for case in progress.track(cases, description='Timing'):
             shape = (case[1], *SHAPES[case[0]])
             subjects = {each: Subject(each, shape, case[2]) for each in names}
@@ -179,7 +179,7 @@ def main() -> None:
                 row['extra_mb'] = (
                     in_own_process(
                         '--memory-of', each, '--shapes', case[0], '--batches', case[1],
-                        '--kernel-sizes', case[2],
+                        '--kernel-sizes', case[2], '--threads', torch.get_num_threads(),
                     )
                     / 2**20
                 )  # fmt: skip

@@ -5,7 +5,7 @@
     python tools/benchmarks/detector.py --size 800 --configs retinanet_r50_fpn_1x_coco ...
 
 An iteration is mmdet's own train_step: losses, backward, SGD; an inference is its test_step, boxes and
-suppression included. Every stage learns in all of them, where mmdet's own config freezes the first.
+suppression included. Every stage and its batch norm learn in all, where mmdet's own config freezes some.
 Weights and the image are random: neither changes what is computed, except that an untrained detector
 has next to no boxes to suppress. Detectors take turns, round by round, in one process; figures are
 medians, and ratios are against the first config. Peak memory, weights, gradients and momentum
@@ -74,7 +74,7 @@ class Detector:
     def __init__(self, name: str, batch: dict) -> None:
         config = Config.fromfile(CONFIGS / f'{name}.py')
         config.model.backbone.init_cfg = None  # random weights: nothing to download
-        config.model.backbone.frozen_stages = -1
+        config.model.backbone.update(frozen_stages=-1, norm_eval=False)
         self.model = MODELS.build(config.model)
         self.model.init_weights()
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6, momentum=0.9)
@@ -129,7 +129,7 @@ def main() -> None:
             memory[name] = {
                 way: in_own_process(
                     '--memory-of', way, '--configs', name, '--size', options.size,
-                    '--batch', options.batch,
+                    '--batch', options.batch, '--threads', torch.get_num_threads(),
                 )
                 for way in ('train', 'infer')
             }  # fmt: skip

@@ -84,15 +84,17 @@ def take_turns(
 
 
 def peak_growth(call: Callable) -> int:
-    """Call, and measure by how many bytes this process's peak of resident memory grew."""
-    before = _peak()
+    """Call, and measure by how many bytes this process's resident memory grew at its peak."""
+    Path('/proc/self/clear_refs').write_text('5')  # the peak is what is resident now
+    before = _status('VmRSS')
     call()
-    return _peak() - before
+    return _status('VmHWM') - before
 
 
-def _peak() -> int:
-    # Not getrusage's, which a process takes over from the one that started it.
-    return 1024 * int(re.search(r'VmHWM:\s*(\d+) kB', Path('/proc/self/status').read_text())[1])
+def _status(name: str) -> int:
+    # Not getrusage's peak, which a process takes over from the one that started it.
+    text = Path('/proc/self/status').read_text()
+    return 1024 * int(re.search(rf'{name}:\s*(\d+) kB', text)[1])
 
 
 def in_own_process(*arguments) -> int:

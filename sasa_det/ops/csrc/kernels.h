@@ -43,7 +43,7 @@ inline Vec<T> load(const T* p) {
 template <typename T>
 inline Vec<T> load_once(const T* p) {
   Vec<T> x = load(p);
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(__clang__)
   asm("" : "+v"(x));
 #endif
   return x;
@@ -381,9 +381,10 @@ struct Ring {
   T* row(int64_t y) const { return data + y % rows * row_size; }
 };
 
-// Rows that a group and its windows span, and by how many more the keys' groups may lag behind.
+// Rows that a group and its windows span, and by how many more the keys' groups may lag behind: they begin
+// with the band, a multiple of TABLE_ROWS, and the queries' a radius above it, or with the map.
 inline int64_t span(int64_t k) { return k + GROUP - 1; }
-inline int64_t lagging_span(int64_t k) { return span(k) + (k / 2 % GROUP ? GROUP - 1 : 0); }
+inline int64_t lagging_span(int64_t k) { return span(k) + (k / 2 % GROUP || k / 2 >= TABLE_ROWS ? GROUP - 1 : 0); }
 
 // ---- Products. ----
 
