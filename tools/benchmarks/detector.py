@@ -13,6 +13,7 @@ included, is measured in a process for each. Writes OUT.json and OUT.md.
 """
 
 import argparse
+import logging
 import warnings
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def main() -> None:
     parser.add_argument('--memory-of', choices=('train', 'infer'), help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter('ignore')
+    logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
     register_all_modules()
     import sasa_det  # noqa: F401  registers the parts
 
