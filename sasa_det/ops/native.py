@@ -41,7 +41,10 @@ def forward(
     rel_col: Optional[Tensor],
     window: Window,
 ) -> Tuple[Tensor, Tensor]:
-    """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`."""
+    """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`.
+
+    But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
+    """
     output = empty_output(query)
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)

@@ -15,7 +15,10 @@
 namespace sasa {
 namespace {
 
+// Logits are in units of log 2, since powers of two are what a processor can make: queries are packed
+// times log2(e), and what they are summed up into is multiplied by log(2).
 constexpr double LOG2_E = 1.44269504088896340736;
+constexpr double LN_2 = 0.693147180559945309417;
 
 // Rows of queries, or of keys in the backward, that advance together.
 constexpr int GROUP = 3;
@@ -68,29 +71,27 @@ inline T sum_lanes(Vec<T> x) {
   return lanes[0];
 }
 
-// exp for x of at most some 80; 0 where the result would not be a normal number. NaN stays NaN.
-inline Vec<float> exp_vec(Vec<float> x) {
+// 2^x for x of at most some 120; 0 where the result would not be a normal number. NaN stays NaN.
+// A polynomial of least relative error, 1e-7, for the fraction, and the rest into the exponent.
+inline Vec<float> exp2_vec(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
   const auto magic = splat<float>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const Vec<float> shifted = x * float(LOG2_E) + magic;
-  const Vec<float> r = x * float(LOG2_E) - (shifted - magic);  // exp(x) = 2^n 2^r, |r| <= 0.5
-  Vec<float> y = splat<float>(1.54035304e-4f);
-  y = y * r + 1.33335581e-3f;
-  y = y * r + 9.61812911e-3f;
-  y = y * r + 5.55041087e-2f;
-  y = y * r + 2.40226507e-1f;
-  y = y * r + 6.93147181e-1f;
+  const Vec<float> shifted = x + magic;
+  const Vec<float> r = x - (shifted - magic);
+  Vec<float> y = splat<float>(1.32647272e-3f);
+  y = y * r + 9.67151264e-3f;
+  y = y * r + 5.55073374e-2f;
+  y = y * r + 2.40222421e-1f;
+  y = y * r + 6.93146978e-1f;
   y = y * r + 1.0f;
-  const Int power = ((Int)shifted - (Int)magic + 127) << 23;
-  return x < splat<float>(-87.3f) ? splat<float>(0) : y * (Vec<float>)power;
+  return x < splat<float>(-126.0f) ? splat<float>(0) : (Vec<float>)((Int)y + ((Int)shifted << 23));
 }
 
-inline Vec<double> exp_vec(Vec<double> x) {
+inline Vec<double> exp2_vec(Vec<double> x) {
   typedef int64_t Int __attribute__((vector_size(VECTOR_BYTES)));
   const auto magic = splat<double>(6755399441055744.0);  // 1.5 * 2^52
-  const Vec<double> shifted = x * LOG2_E + magic;
-  const Vec<double> n = shifted - magic;
-  const Vec<double> r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  const Vec<double> shifted = x + magic;
+  const Vec<double> r = (x - (shifted - magic)) * LN_2;
   Vec<double> y = splat<double>(1.0 / 6227020800.0);  // Taylor to r^13: |r| <= 0.35, error 1e-17
   y = y * r + 1.0 / 479001600.0;
   y = y * r + 1.0 / 39916800.0;
@@ -104,8 +105,7 @@ inline Vec<double> exp_vec(Vec<double> x) {
   y = y * r + 1.0 / 6.0;
   y = y * r + 0.5;
   y = y * (r * r) + r + 1.0;
-  const Int power = ((Int)shifted - (Int)magic + 1023) << 52;
-  return x < splat<double>(-708.0) ? splat<double>(0) : y * (Vec<double>)power;
+  return x < splat<double>(-1022.0) ? splat<double>(0) : (Vec<double>)((Int)y + ((Int)shifted << 52));
 }
 
 // log of normal numbers; NaN stays NaN. Cephes' logf.
@@ -401,15 +401,26 @@ struct Count {
   static constexpr int value = N;
 };
 
-// out[g * step + n] += sum over c of a[g][c] * b[c] shifted by n pixels, for one vector of pixels.
+// What logits begin with: the sum of a term of the window's row and one of its column. Window g's begin at
+// g * step; it sees the same row of the map one row further up.
+template <typename T>
+struct Bias {
+  const Vec<T>* row;
+  const Vec<T>* col;
+  int64_t step;
+
+  Vec<T> at(int g, int n) const { return row[g * (step - 1)] + col[g * step + n]; }
+};
+
+// out[g * step + n] = bias + sum over c of a[g][c] * b[c] shifted by n pixels, for one vector of pixels.
 template <int G, int N, typename T>
 __attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon, int64_t depth,
-                                    int64_t stride, Vec<T>* out, int64_t step) {
+                                    int64_t stride, const Bias<T>& bias, Vec<T>* out, int64_t step) {
   Vec<T> sum[G][N];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[g][n] = out[g * step + n];
+    for (int n = 0; n < N; ++n) sum[g][n] = bias.at(g, n);
   for (int64_t c = 0; c < depth; ++c, b += stride, soon += stride) {
     Vec<T> factor[G];
 #pragma GCC unroll 4
@@ -638,33 +649,39 @@ inline void span_rows(const Layout<T>& at, const Ring<T>& ring, int64_t y, int64
   out[at.k + rows - 1] = nullptr;
 }
 
-// out[g][i][j] += a[g] . rows[i + g] shifted by j, for one vector of pixels and the windows of G rows.
+// out[g][i][j] = bias[g] + a[g] . rows[i + g] shifted by j, for one vector of pixels and the windows of G
+// rows. What lies in no row of the map is left as it is.
 template <int G, typename T>
 inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* rows, int64_t offset,
-                        Vec<T>* out) {
+                        const Vec<T>* bias, Vec<T>* out) {
   const int64_t k = at.k;
   for (int64_t u = 0; u < k + G - 1; ++u) {
     if (!rows[u]) continue;
     const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
     const T* soon = rows[u + 1] ? rows[u + 1] : rows[u];
+    const Vec<T>* own = bias + first * 2 * k;
     as_group(last - first + 1, [&](auto count) {
       if constexpr (count.value > G) return;
       in_pieces(k, [&](auto neighbours, int64_t n) {
-        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth, at.stride,
+        const Bias<T> start{own + u - first, own + k + n, 2 * k};
+        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth,
+                                            at.stride, start,
                                             out + first * k * k + (u - first) * k + n, k * k - k);
       });
     });
   }
 }
 
-// Start the logits of one window row by row: the bias of row and column, closed outside of the map.
+// The logits of what window_dots leaves out: outside of the map, and everywhere where there is no key. They
+// are the bias of row and column, or closed.
 template <typename T>
-inline void begin_logits(const Problem& p, const Layout<T>& at, const Vec<T>* bias, int64_t y,
-                         Vec<T>* out) {
+inline void logits_without_key(const Problem& p, const Layout<T>& at, const Vec<T>* bias, int64_t y,
+                               Vec<T>* out) {
   for (int64_t i = 0; i < at.k; ++i, out += at.k) {
-    const bool closed = p.mask && (y + i < at.radius || y + i - at.radius >= at.height);
+    const bool outside = y + i < at.radius || y + i - at.radius >= at.height;
+    if (p.key.data && !outside) continue;
     for (int64_t j = 0; j < at.k; ++j)
-      out[j] = closed ? splat<T>(-__builtin_inf()) : bias[i] + bias[at.k + j];
+      out[j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[at.k + j];
   }
 }
 
@@ -698,7 +715,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   T* q = scratch.take(GROUP * at.map_row());
   T* out = scratch.take(GROUP * at.map_row());
   V* logits = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
-  V* bias = reinterpret_cast<V*>(scratch.take(2 * k * L));
+  V* bias = reinterpret_cast<V*>(scratch.take(GROUP * 2 * k * L));
   // What is zero stays zero from band to band, unless the next phase has rows of another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
   const Tables<T> tables = tables_of<T>(p, band.head);
@@ -718,7 +735,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
       pack(p.value, p, at, band, next, T(1), values.row(next));
     }
     for (int64_t g = 0; g < rows; ++g)
-      pack(p.query, p, at, band, y + g, T(p.scale), q + g * at.map_row());
+      pack(p.query, p, at, band, y + g, T(p.scale * LOG2_E), q + g * at.map_row());
     if (has_key) span_rows(at, keys, y, rows, key_rows);
     span_rows(at, values, y, rows, value_rows);
 
@@ -729,10 +746,10 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         const T* here[G];
         for (int g = 0; g < G; ++g) {
           here[g] = q + g * at.map_row() + at.margin + x;
-          biases(at, tables, here[g], bias);
-          begin_logits(p, at, bias, y + g, logits + g * window);
+          biases(at, tables, here[g], bias + g * 2 * k);
+          logits_without_key(p, at, bias + g * 2 * k, y + g, logits + g * window);
         }
-        if (has_key) window_dots<G>(at, here, key_rows, offset, logits);
+        if (has_key) window_dots<G>(at, here, key_rows, offset, bias, logits);
         V share[G];
         for (int g = 0; g < G; ++g) {
           V* own = logits + g * window;
@@ -740,14 +757,18 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
             for (int64_t i = 0; i < k; ++i) close_sides(at, x, own + i * k);
           const V peak = largest<T>(own, window);
           V total = V{};
+#pragma GCC unroll 4
           for (int64_t n = 0; n < window; ++n) {
-            own[n] = exp_vec(own[n] - peak);
+            own[n] = exp2_vec(own[n] - peak);
             total += own[n];
           }
           share[g] = T(1) / total;
-          const V sum = peak + log_vec(total);
+          const V sum = peak + log_vec(total) * T(LOG2_E);
           T* lse = logsumexp_row<T>(p, band, y + g) + x * p.dilation;
-          for (int n = 0; n < L && x + n < at.width; ++n) lse[n * p.dilation] = sum[n];
+          if (p.dilation == 1 && x + L <= at.width)
+            store(lse, sum);
+          else
+            for (int n = 0; n < L && x + n < at.width; ++n) lse[n * p.dilation] = sum[n];
         }
         by_channels(at.depth, [&](auto count, int64_t c) {
           V sums[G * count.value];
@@ -787,7 +808,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   T* shift = scratch.take(GROUP * at.stride);
   V* logits = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
   V* pull = reinterpret_cast<V*>(scratch.take(GROUP * window * L));
-  V* bias = reinterpret_cast<V*>(scratch.take(2 * k * L));
+  V* bias = reinterpret_cast<V*>(scratch.take(GROUP * 2 * k * L));
+  const V* no_bias = reinterpret_cast<V*>(scratch.take(GROUP * 2 * k * L));
   V* table_sums = reinterpret_cast<V*>(scratch.take(at.depth * k * L));
   // What is zero stays zero from band to band, unless the next phase has rows of another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
@@ -796,7 +818,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
 
   // Gradients of the keys or values of a group of rows: a gather over the windows that they are in.
   auto gather = [&](int64_t y, int64_t rows, const Ring<T>& pairs, const Ring<T>& maps,
-                    const Map& result) {
+                    const Map& result, T factor) {
     const T* map_rows[LARGEST_SPAN];
     const T* pair_rows[LARGEST_SPAN][GROUP];
     const Span<T> seeing{map_rows, pair_rows, k, at.stride, at.stride};
@@ -820,11 +842,11 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       }
     });
     for (int64_t g = 0; g < rows; ++g)
-      unpack(result, p, at, band, y + g, T(1), out + g * at.map_row());
+      unpack(result, p, at, band, y + g, factor, out + g * at.map_row());
   };
   auto key_rows_of = [&](int64_t y, int64_t rows) {
-    if (has_key) gather(y, rows, pulls, queries, p.grad_key);
-    gather(y, rows, weights, grads, p.grad_value);
+    if (has_key) gather(y, rows, pulls, queries, p.grad_key, T(LN_2));
+    gather(y, rows, weights, grads, p.grad_value, T(1));
   };
 
   // The keys of this band are seen by queries up to a radius above and below it.
@@ -848,7 +870,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       for (int64_t g = 0; g < rows; ++g)
         pull_rows[u][g] = pulls.row(y + g) + (u - g) * k * at.stride;
     for (int64_t g = 0; g < rows; ++g) {
-      pack(p.query, p, at, band, y + g, T(p.scale), queries.row(y + g));
+      pack(p.query, p, at, band, y + g, T(p.scale * LOG2_E), queries.row(y + g));
       pack(p.grad, p, at, band, y + g, T(1), grads.row(y + g));
       const T* lse = logsumexp_row<T>(p, band, y + g);
       for (int64_t x = 0; x < at.width; ++x)
@@ -863,12 +885,13 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
         for (int g = 0; g < G; ++g) {
           here[g] = queries.row(y + g) + at.margin + x;
           grad_here[g] = grads.row(y + g) + at.margin + x;
-          biases(at, tables, here[g], bias);
-          begin_logits(p, at, bias, y + g, logits + g * window);
+          biases(at, tables, here[g], bias + g * 2 * k);
+          logits_without_key(p, at, bias + g * 2 * k, y + g, logits + g * window);
+          for (int64_t i = 0; i < k; ++i)
+            if (!value_rows[g + i]) clear(reinterpret_cast<T*>(pull + g * window + i * k), k * L);
         }
-        for (int64_t n = 0; n < G * window; ++n) pull[n] = V{};
-        if (has_key) window_dots<G>(at, here, key_rows, offset, logits);
-        window_dots<G>(at, grad_here, value_rows, offset, pull);
+        if (has_key) window_dots<G>(at, here, key_rows, offset, bias, logits);
+        window_dots<G>(at, grad_here, value_rows, offset, no_bias, pull);
         for (int g = 0; g < G; ++g) {
           V *own = logits + g * window, *own_pull = pull + g * window;
           if (p.mask)
@@ -878,7 +901,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           const V lse = load(shift + g * at.stride + x);
           V mean = V{};  // of d loss / d weight, by the weights: what softmax takes off each
           for (int64_t n = 0; n < window; ++n) {
-            own[n] = exp_vec(own[n] - lse);
+            own[n] = exp2_vec(own[n] - lse);
             store(w + n * at.stride, own[n]);
             own_pull[n] *= own[n];
             mean += own_pull[n];
@@ -935,7 +958,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       if ((y + g + 1) % TABLE_ROWS == 0 || y + g + 1 == at.height) {
         T* sums = table_grads<T>(p, band, (y + g) / TABLE_ROWS);
         for (int64_t n = 0; n < at.depth * k; ++n) {
-          sums[n] = sum_lanes<T>(table_sums[n]);
+          sums[n] = sum_lanes<T>(table_sums[n]) * T(LN_2);
           table_sums[n] = V{};
         }
       }
@@ -952,11 +975,11 @@ template <typename T>
 int64_t scratch_elements(const Problem& p, bool backward) {
   const Layout<T> at(p, 0, 0);
   const int64_t k = at.k, lanes = Vector<T>::lanes, lag = lagging_span(k);
-  const int64_t bias = 2 * k * lanes, windows = GROUP * k * k * lanes;
+  const int64_t bias = GROUP * 2 * k * lanes, windows = GROUP * k * k * lanes;
   const int64_t pieces = 32 * lanes;  // what rounding up may add
   if (!backward) return (2 * span(k) + 2 * GROUP) * at.map_row() + windows + bias + pieces;
   return (2 * span(k) + 2 * lag + GROUP) * at.map_row() + 2 * lag * at.pair_row() +
-         (2 * k + 1) * GROUP * at.stride + 2 * windows + bias + at.depth * k * lanes + pieces;
+         (2 * k + 1) * GROUP * at.stride + 2 * windows + 2 * bias + at.depth * k * lanes + pieces;
 }
 
 int64_t scratch(const Problem& p, bool backward) {

@@ -26,7 +26,7 @@ struct Problem {
   Map query, key, value;             // key.data null: logits q.r alone
   const void* rel_row = nullptr;     // (heads, depth / 2, k) in the compute type, or null
   const void* rel_col = nullptr;
-  void* logsumexp = nullptr;         // (B, heads, H, W) in the compute type
+  void* logsumexp = nullptr;         // (B, heads, H, W) in the compute type, in units of log 2
 
   Map output;  // forward only
 
