@@ -57,7 +57,9 @@ def local_attention(
             'triton' takes that one or raises.
 
     Returns:
-        (B, C, H, W), channels_last if query is, else contiguous.
+        (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.
+        A NaN or an infinity makes whatever depends on it not finite, and no other image; but eager
+        and triton compute whole tiles, and may make more of the same image not finite.
 
     Raises:
         ValueError: An argument is not as above.

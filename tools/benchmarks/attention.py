@@ -10,14 +10,17 @@ one process; figures are medians, and ratios are of them, against the 3x3 convol
 Extra peak memory is measured in a process for each.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
-`eager`, the operator in tiled PyTorch; `unfold`, the operator by unfolding k x k windows, as public
-implementations do. Writes OUT.json and OUT.md.
+`eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
+matrix products over them; `public unfold`, the formula arranged as public implementations do, copies of
+keys and values for every window multiplied number by number; `compiled`, torch.compile of that, only
+where it is asked for, since it compiles for minutes. Writes OUT.json and OUT.md.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
 from rich.progress import Progress
 from torch import nn
@@ -39,7 +42,7 @@ SHAPES = {  # channels, height, width
 }
 HEADS = 8
 BACKENDS = {'core': 'native', 'eager': 'eager', 'unfold': 'reference'}
-SUBJECTS = ('conv3x3', 'core', 'layer', 'eager', 'unfold')
+SUBJECTS = ('conv3x3', 'core', 'layer', 'eager', 'unfold', 'public unfold', 'compiled')
 TITLES = {
     'shape': '{shape}',
     'batch': '{batch}',
@@ -55,6 +58,30 @@ TITLES = {
 }
 
 
+def unfold_as_published(query, key, value, rel_row, rel_col, kernel_size):
+    """Attend with whole windows of keys and values in memory.
+
+    So do the public implementations of the paper; but they apply the softmax to each product, and this
+    to their sum over a head's channels, which is the formula.
+    """
+    batch, channels, height, width = query.shape
+
+    def windows(x):
+        padded = F.pad(x, (kernel_size // 2,) * 4)
+        return padded.unfold(2, kernel_size, 1).unfold(3, kernel_size, 1)
+
+    by_head = (batch, HEADS, channels // HEADS, height, width, -1)
+    window = (-1, -1, kernel_size, kernel_size)
+    positions = torch.cat(
+        (rel_row.unsqueeze(3).expand(window), rel_col.unsqueeze(2).expand(window)), 1
+    )
+    positions = positions.repeat(HEADS, 1, 1, 1).view(channels, 1, 1, kernel_size, kernel_size)
+    keys = (windows(key) + positions).contiguous().view(by_head)
+    values = windows(value).contiguous().view(by_head)
+    weights = (query.view(by_head) * keys).sum(2, keepdim=True).softmax(-1)
+    return (weights * values).sum(-1).view_as(query)
+
+
 class Subject:
     """Something to time: a function of leaves that need gradients.
 
@@ -67,12 +94,18 @@ class Subject:
     def __init__(self, name: str, shape: tuple, kernel_size: int) -> None:
         generator = torch.Generator().manual_seed(0)
         channels = shape[1]
-        if name in BACKENDS:
+        if name not in ('conv3x3', 'layer'):
             sizes = [shape] * 3 + [(1, channels // HEADS // 2, kernel_size)] * 2
             self.leaves = [torch.randn(size, generator=generator) for size in sizes]
-            self.call = lambda *leaves: local_attention(
-                *leaves, kernel_size=kernel_size, num_heads=HEADS, backend=BACKENDS[name]
-            )
+            if name in BACKENDS:
+                self.call = lambda *leaves: local_attention(
+                    *leaves, kernel_size=kernel_size, num_heads=HEADS, backend=BACKENDS[name]
+                )
+            else:
+                published = unfold_as_published
+                if name == 'compiled':
+                    published = torch.compile(published, dynamic=False)
+                self.call = lambda *leaves: published(*leaves, kernel_size)
         else:
             module = (
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -100,11 +133,13 @@ class Subject:
         return torch.autograd.grad(self.call(*self.leaves), self.leaves, self.grad)
 
 
-def check_correctness(kernel_sizes) -> None:
+def check_correctness(names, kernel_sizes) -> None:
     """Raise an AssertionError unless every way of computing attention gives the reference's numbers."""
     for kernel_size in kernel_sizes:
         expected = Subject('unfold', (2, 32, 13, 21), kernel_size)
-        for name in ('core', 'eager'):
+        for name in names:
+            if name in ('conv3x3', 'layer'):
+                continue
             subject = Subject(name, (2, 32, 13, 21), kernel_size)
             for result, truth in zip(
                 (subject.forward(), *subject.both()), (expected.forward(), *expected.both())
@@ -134,7 +169,7 @@ def main() -> None:
     parser.add_argument('--shapes', nargs='+', default=['P3'], choices=[*SHAPES, 'all'])
     parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
     parser.add_argument('--batches', nargs='+', type=int, default=[1])
-    parser.add_argument('--subjects', nargs='+', default=list(SUBJECTS), choices=SUBJECTS)
+    parser.add_argument('--subjects', nargs='+', default=SUBJECTS[:-1], choices=SUBJECTS)
     parser.add_argument('--threads', type=int, help="default: torch's")
     parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
@@ -152,11 +187,13 @@ def main() -> None:
     if options.memory_of:
         shape, batch, kernel_size = cases[0]
         shape = (batch, *SHAPES[shape])
-        Subject(options.memory_of, (1, shape[1], 8, 8), kernel_size).both()  # loads its libraries
+        # Loads its libraries; what is compiled is so for one shape.
+        warm = shape if options.memory_of == 'compiled' else (1, shape[1], 8, 8)
+        Subject(options.memory_of, warm, kernel_size).both()
         print(peak_growth(Subject(options.memory_of, shape, kernel_size).both))
         return
 
-    check_correctness(options.kernel_sizes)
+    check_correctness(names, options.kernel_sizes)
     machine = describe_machine()
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
