@@ -72,9 +72,10 @@ inline T sum_lanes(Vec<T> x) {
 }
 
 // 2^x for x of at most some 120; 0 where the result would not be a normal number. NaN stays NaN.
-// A polynomial of least relative error, 1e-7, for the fraction, and the rest into the exponent.
+// A polynomial of least relative error, 1e-7, for the fraction, and the rest into the exponent, in unsigned
+// integers since NaN may overflow.
 inline Vec<float> exp2_vec(Vec<float> x) {
-  typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
+  typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   const auto magic = splat<float>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec<float> shifted = x + magic;
   const Vec<float> r = x - (shifted - magic);
@@ -84,11 +85,11 @@ inline Vec<float> exp2_vec(Vec<float> x) {
   y = y * r + 2.40222421e-1f;
   y = y * r + 6.93146978e-1f;
   y = y * r + 1.0f;
-  return x < splat<float>(-126.0f) ? splat<float>(0) : (Vec<float>)((Int)y + ((Int)shifted << 23));
+  return x < splat<float>(-126.0f) ? splat<float>(0) : (Vec<float>)((Bits)y + ((Bits)shifted << 23));
 }
 
 inline Vec<double> exp2_vec(Vec<double> x) {
-  typedef int64_t Int __attribute__((vector_size(VECTOR_BYTES)));
+  typedef uint64_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   const auto magic = splat<double>(6755399441055744.0);  // 1.5 * 2^52
   const Vec<double> shifted = x + magic;
   const Vec<double> r = (x - (shifted - magic)) * LN_2;
@@ -105,7 +106,7 @@ inline Vec<double> exp2_vec(Vec<double> x) {
   y = y * r + 1.0 / 6.0;
   y = y * r + 0.5;
   y = y * (r * r) + r + 1.0;
-  return x < splat<double>(-1022.0) ? splat<double>(0) : (Vec<double>)((Int)y + ((Int)shifted << 52));
+  return x < splat<double>(-1022.0) ? splat<double>(0) : (Vec<double>)((Bits)y + ((Bits)shifted << 52));
 }
 
 // log of normal numbers; NaN stays NaN. Cephes' logf.
