@@ -1,6 +1,7 @@
 """What is learned: attention and its positions as layers."""
 
+from .attention_stem import AttentionStem
 from .conv_cfg import build_sasa
 from .local_self_attention import LocalSelfAttention2d
 
-__all__ = ['LocalSelfAttention2d', 'build_sasa']
+__all__ = ['AttentionStem', 'LocalSelfAttention2d', 'build_sasa']

@@ -47,15 +47,18 @@ def check_attn_cfg(attn_cfg: Optional[dict]) -> None:
             ...
         ValueError: attn_cfg has the unknown key 'kernel'; it takes kernel_size, num_heads, ...
     """
-    if attn_cfg is None:
+    check_keys('attn_cfg', attn_cfg, ARGUMENTS)
+
+
+def check_keys(name: str, cfg: Optional[dict], accepted: Sequence[str]) -> None:
+    """Raise a ValueError if the argument ``name`` is neither None nor a dict of ``accepted`` keys."""
+    if cfg is None:
         return
-    if not isinstance(attn_cfg, dict):
-        raise ValueError(f'attn_cfg must be a dict or None, but is {attn_cfg!r}')
-    for key in attn_cfg:
-        if key not in ARGUMENTS:
-            raise ValueError(
-                f'attn_cfg has the unknown key {key!r}; it takes {", ".join(ARGUMENTS)}'
-            )
+    if not isinstance(cfg, dict):
+        raise ValueError(f'{name} must be a dict or None, but is {cfg!r}')
+    for key in cfg:
+        if key not in accepted:
+            raise ValueError(f'{name} has the unknown key {key!r}; it takes {", ".join(accepted)}')
 
 
 def check_parts(attn_parts: Sequence[str], accepted: Tuple[str, ...]) -> Tuple[str, ...]:

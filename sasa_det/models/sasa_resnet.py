@@ -4,10 +4,14 @@ from typing import Optional, Sequence, Union
 
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
+from torch import nn
 
-from .attn_cfg import build_attention, check_attn_cfg
+from ..layers import AttentionStem
+from .attn_cfg import build_attention, check_attn_cfg, check_keys
 
-STEMS = ('conv',)
+# By name, the values of an attention stem; None is ResNet's own.
+STEMS = dict(conv=None, attention='mixtures', attention_plain='plain', attention_conv_values='conv')
+STEM_ARGUMENTS = ('num_heads', 'num_mixtures', 'value_kernel_size', 'bias', 'relu', 'pool')
 
 
 class SASABottleneck(Bottleneck):
@@ -41,7 +45,11 @@ class SASAResNet(ResNet):
 
     Args:
         depth: 26, 38, 50, 101 or 152.
-        stem: 'conv', ResNet's own.
+        stem: 'conv', ResNet's own; or attention inside blocks of 4 x 4 pixels, with values that know
+            their position ('attention'; with attention in all stages the paper's full attention),
+            that do not ('attention_plain') or that are a convolution's ('attention_conv_values').
+        stem_cfg: Arguments of an attention stem, see :class:`~sasa_det.layers.AttentionStem`:
+            num_heads, num_mixtures, value_kernel_size, bias, relu, pool.
         attn_stages: For each stage, whether it attends.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d` for all stages, or a
             list of such dicts, one a stage; None for convolution everywhere.
@@ -69,6 +77,7 @@ class SASAResNet(ResNet):
         depth: int,
         *,
         stem: str = 'conv',
+        stem_cfg: Optional[dict] = None,
         attn_stages: Sequence[bool] = (True, True, True, True),
         attn_cfg: Union[None, dict, Sequence[Optional[dict]]] = None,
         **kwargs,
@@ -77,7 +86,13 @@ class SASAResNet(ResNet):
         if depth not in self.arch_settings:
             raise ValueError(f'depth must be one of {tuple(self.arch_settings)}, but is {depth!r}')
         if stem not in STEMS:
-            raise ValueError(f'stem must be one of {STEMS}, but is {stem!r}')
+            raise ValueError(f'stem must be one of {tuple(STEMS)}, but is {stem!r}')
+        if STEMS[stem] is None and stem_cfg:
+            raise ValueError(f'stem_cfg is for the attention stems, but stem is {stem!r}')
+        if STEMS[stem] is not None and kwargs.get('deep_stem'):
+            raise ValueError(f"deep_stem is for stem='conv', but stem is {stem!r}")
+        check_keys('stem_cfg', stem_cfg, STEM_ARGUMENTS)
+        self.stem_values, self.stem_cfg = STEMS[stem], stem_cfg or {}
         self.attn_cfgs = _stage_cfgs(attn_stages, attn_cfg, num_stages)
         with_dcn = kwargs.get('stage_with_dcn', (False,) * num_stages)
         if kwargs.get('dcn') is not None:
@@ -88,6 +103,21 @@ class SASAResNet(ResNet):
                         f'{tuple(attn_stages)} and stage_with_dcn={tuple(with_dcn)}'
                     )
         super().__init__(depth, **kwargs)
+
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
+        if self.stem_values is None:
+            super()._make_stem_layer(in_channels, stem_channels)
+            return
+        # ResNet's name for a stem that is one module, which its forward runs and its freezing freezes.
+        self.deep_stem = True
+        self.stem = AttentionStem(
+            in_channels,
+            stem_channels,
+            values=self.stem_values,
+            norm_cfg=self.norm_cfg,
+            **self.stem_cfg,
+        )
+        self.maxpool = nn.Identity()
 
     def make_res_layer(self, **kwargs):
         """Build the next stage; ResNet calls this once a stage, in order."""
