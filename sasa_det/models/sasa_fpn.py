@@ -5,7 +5,8 @@ from typing import Optional, Sequence
 from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 
-from .attn_cfg import check_attn_cfg, check_parts, replace_conv
+from ..layers.attn_cfg import check_attn_cfg
+from .attn_parts import check_parts, replace_conv
 
 PARTS = ('outputs', 'extras')
 

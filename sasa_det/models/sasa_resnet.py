@@ -7,7 +7,7 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from ..layers import AttentionStem
-from .attn_cfg import build_attention, check_attn_cfg, check_keys
+from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
 
 # By name, the values of an attention stem; None is ResNet's own.
 STEMS = dict(conv=None, attention='mixtures', attention_plain='plain', attention_conv_values='conv')

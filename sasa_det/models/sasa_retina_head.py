@@ -7,7 +7,8 @@ from mmdet.models.dense_heads import RetinaHead
 from mmdet.registry import MODELS
 from torch import nn
 
-from .attn_cfg import check_attn_cfg, check_parts, replace_conv
+from ..layers.attn_cfg import check_attn_cfg
+from .attn_parts import check_parts, replace_conv
 
 PARTS = ('cls', 'reg', 'predictors')
 

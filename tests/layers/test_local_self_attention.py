@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
 
 from sasa_det.layers import LocalSelfAttention2d
@@ -231,8 +231,8 @@ class TestConvCfg:
         assert ConvModule(16, 32, 5, padding=2, conv_cfg=conv_cfg).conv.kernel_size == 5
 
     def test_bias_is_the_hosts(self):
-        assert ConvModule(16, 32, 3, conv_cfg=self.CFG).conv.value.bias is not None
-        normed = ConvModule(16, 32, 3, conv_cfg=self.CFG, norm_cfg=dict(type='BN'))
+        assert ConvModule(16, 32, 3, padding=1, conv_cfg=self.CFG).conv.value.bias is not None
+        normed = ConvModule(16, 32, 3, padding=1, conv_cfg=self.CFG, norm_cfg=dict(type='BN'))
         assert normed.conv.value.bias is None
 
     def test_pointwise_convolutions_stay(self):
@@ -253,6 +253,48 @@ class TestConvCfg:
         assert [tuple(out.shape[2:]) for out in outs] == [(n, n) for n in (16, 8, 4, 2, 1)]
         assert type(neck.lateral_convs[0].conv) is nn.Conv2d
 
+    def test_attn_cfg_wins_over_what_the_host_passes_by_name(self):
+        from mmdet.models import ResNet
+
+        attn_cfg = dict(kernel_size=5, num_heads=2, bias=True)
+        conv_cfg = dict(type='SASA', attn_cfg=attn_cfg)
+        normed = ConvModule(16, 32, 3, padding=1, conv_cfg=conv_cfg, norm_cfg=dict(type='BN')).conv
+        assert (normed.kernel_size, normed.num_heads) == (5, 2)
+        assert normed.value.bias is not None
+        conv2 = ResNet(50, base_channels=8, conv_cfg=conv_cfg).layer1[0].conv2
+        assert conv2.kernel_size == 5 and conv2.value.bias is not None
+
+    def test_refuses_what_attn_cfg_does_not_take(self):
+        conv_cfg = dict(type='SASA', attn_cfg=dict(stride=2))
+        with pytest.raises(ValueError, match="attn_cfg has the unknown key 'stride'; it takes ker"):
+            ConvModule(16, 32, 3, padding=1, conv_cfg=conv_cfg)
+
     def test_refuses_groups(self):
         with pytest.raises(ValueError, match='groups must be 1 where conv_cfg is SASA, but is 4'):
-            ConvModule(16, 32, 3, groups=4, conv_cfg=self.CFG)
+            ConvModule(16, 32, 3, padding=1, groups=4, conv_cfg=self.CFG)
+
+    def test_keeps_grouped_convolutions_where_told_to(self):
+        conv_cfg = dict(self.CFG, keep_grouped=True)
+        module = DepthwiseSeparableConvModule(16, 32, 5, padding=2, conv_cfg=conv_cfg)
+        assert type(module.depthwise_conv.conv) is nn.Conv2d
+        assert (module.depthwise_conv.conv.groups, module.depthwise_conv.kernel_size) == (
+            16,
+            (5, 5),
+        )
+        assert module(torch.randn(1, 16, 8, 9)).shape == (1, 32, 8, 9)
+        module = ConvModule(16, 32, 3, padding=1, conv_cfg=conv_cfg)
+        assert isinstance(module.conv, LocalSelfAttention2d)
+
+    @pytest.mark.parametrize(
+        'host',
+        [dict(padding=0), dict(padding=1, padding_mode='reflect'), dict(padding=1, dilation=2)],
+    )
+    def test_refuses_padding_that_changes_the_size(self, host):
+        """Attention would hand on a larger map than the host expects."""
+        with pytest.raises(ValueError, match='padding must keep the size of the map .* but is'):
+            ConvModule(16, 32, 3, conv_cfg=self.CFG, **host)
+
+    def test_dilation_is_the_hosts(self):
+        module = ConvModule(16, 32, 3, padding=2, dilation=2, conv_cfg=self.CFG)
+        assert (module.conv.dilation, module.conv.kernel_size) == (2, 7)
+        assert module(torch.randn(1, 16, 8, 9)).shape == (1, 32, 8, 9)

@@ -1,11 +1,9 @@
-"""Reading ``attn_cfg`` and ``attn_parts``, which all components share."""
+"""Reading ``attn_cfg``, a dict of LocalSelfAttention2d's arguments."""
 
 import inspect
-from typing import Optional, Sequence, Tuple
+from typing import Optional, Sequence
 
-from mmcv.cnn import ConvModule
-
-from ..layers import LocalSelfAttention2d
+from .local_self_attention import LocalSelfAttention2d
 
 # What the part of the detector that attends decides, rather than its config.
 _HOST_ARGUMENTS = ('self', 'in_channels', 'out_channels', 'stride', 'dilation')
@@ -59,20 +57,3 @@ def check_keys(name: str, cfg: Optional[dict], accepted: Sequence[str]) -> None:
     for key in cfg:
         if key not in accepted:
             raise ValueError(f'{name} has the unknown key {key!r}; it takes {", ".join(accepted)}')
-
-
-def check_parts(attn_parts: Sequence[str], accepted: Tuple[str, ...]) -> Tuple[str, ...]:
-    """Return ``attn_parts`` as a tuple, or raise a ValueError if one is not among ``accepted``."""
-    parts = (attn_parts,) if isinstance(attn_parts, str) else tuple(attn_parts)
-    for part in parts:
-        if part not in accepted:
-            raise ValueError(f'attn_parts may hold {accepted}, but has {part!r}')
-    return parts
-
-
-def replace_conv(module: ConvModule, attn_cfg: dict) -> None:
-    """Put attention in the place of a ConvModule's convolution; norm and activation stay."""
-    conv = module.conv
-    module.conv = build_attention(
-        attn_cfg, conv.in_channels, conv.out_channels, conv.stride, conv.dilation
-    )
