@@ -1,4 +1,4 @@
-# The attention of the paper (arXiv 1906.05909), and each part of RetinaNet with it. The paper does not
+# The attention of the paper (arXiv 1906.05909), and each part of a detector with it. The paper does not
 # say whether projections have a bias; with one, attention starts out looking at its own pixel.
 attn_cfg = dict(kernel_size=7, num_heads=8, bias=True)
 
@@ -12,6 +12,8 @@ attn_backbone = dict(
 )
 attn_neck = dict(attn_cfg=attn_cfg)
 attn_head = dict(attn_cfg=attn_cfg)
+# For any part of mmdet that has a conv_cfg.
+attn_conv_cfg = dict(type='SASA', attn_cfg=attn_cfg)
 
 # Batch norm over two images a GPU is too noisy. Applies to distributed training only.
 sync_bn = 'torch'

@@ -1,0 +1,9 @@
+# The RPN, and the fully connected layers on each region, take no conv_cfg.
+_base_ = ['mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', '../_base_/attention.py']
+
+custom_imports = dict(imports=['sasa_det'])
+model = dict(
+    backbone=dict(type='SASAResNet', **_base_.attn_backbone),
+    neck=dict(type='SASAFPN', **_base_.attn_neck),
+)
+optim_wrapper = _base_.attn_optim

@@ -1,0 +1,10 @@
+# DETR's neck is one 1x1 convolution, and its head a transformer: the backbone alone attends.
+_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/attention.py']
+
+custom_imports = dict(imports=['sasa_det'])
+model = dict(
+    # mmdet leaves these weights of batch norm as they were trained, which attention was not.
+    backbone=dict(type='SASAResNet', norm_cfg=dict(requires_grad=True), **_base_.attn_backbone),
+)
+# A tenth of the learning rate is for a backbone that is trained.
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=1.0))))

@@ -1,0 +1,10 @@
+# In the head both towers attend; the layers that predict stay convolutions.
+_base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py', '../_base_/attention.py']
+
+custom_imports = dict(imports=['sasa_det'])
+model = dict(
+    backbone=dict(type='SASAResNet', **_base_.attn_backbone),
+    neck=dict(type='SASAFPN', **_base_.attn_neck),
+    bbox_head=dict(conv_cfg=_base_.attn_conv_cfg),
+)
+optim_wrapper = _base_.attn_optim

@@ -1,0 +1,10 @@
+# In the mask head the four layers on each region attend; its upsampling stays a deconvolution.
+_base_ = ['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '../_base_/attention.py']
+
+custom_imports = dict(imports=['sasa_det'])
+model = dict(
+    backbone=dict(type='SASAResNet', **_base_.attn_backbone),
+    neck=dict(type='SASAFPN', **_base_.attn_neck),
+    roi_head=dict(mask_head=dict(conv_cfg=_base_.attn_conv_cfg)),
+)
+optim_wrapper = _base_.attn_optim
