@@ -1,4 +1,4 @@
-"""The configs: named for what attends, mmdet's without it, switched by part; each mix trains."""
+"""The configs: named for what attends, mmdet's without it, switched by part; each runs and learns."""
 
 import copy
 import os
@@ -18,9 +18,10 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sasa_det.layers import LocalSelfAttention2d
-from sasa_det.models import SASAFPN
-from sasa_det.ops.library import count_macs
+from sasa_det.analysis.costs import count_costs
+from sasa_det.analysis.paper_tables import Classifier, build_model
+from sasa_det.layers import AttentionStem, LocalSelfAttention2d
+from sasa_det.models import SASAFPN, SASAResNet
 from tools import check_mixes
 from tools.check_mixes import read_config
 
@@ -47,13 +48,9 @@ def leaf_name(path):
 
 
 def build(config):
-    """Build the detector as a Runner does, but without its weights' download."""
+    """Build the model as a Runner does, but without its weights' download."""
     import_modules_from_strings(**config.custom_imports)
-    init_default_scope('mmdet')
-    model = copy.deepcopy(config.model)
-    if 'init_cfg' in model.backbone:
-        model.backbone.init_cfg = None
-    return MODELS.build(model)
+    return build_model(config)
 
 
 def attention_layers(module):
@@ -67,17 +64,49 @@ def spatial_convs(module):
 
 
 def attending_parts(model):
-    return {part for part in PARTS if attention_layers(getattr(model, part))}
+    return {
+        part for part in PARTS if hasattr(model, part) and attention_layers(getattr(model, part))
+    }
+
+
+def read_name(name):
+    """Take a config's name apart by the rule in configs/README.md."""
+    rule = re.search(r'```regex\n(.+?)\n```', (ROOT / 'configs/README.md').read_text(), re.DOTALL)[
+        1
+    ]
+    found = re.fullmatch(rule, name, re.VERBOSE)
+    assert found, f'{name} does not follow the naming rule of configs/README.md'
+    return found.groupdict()
 
 
 def parts_in_name(name):
     """Which parts a config's name says attend."""
-    tiny = re.fullmatch(r'retinanet_(sasa-)?tiny_(digits|bccd|coco-format)', name)
-    if tiny:
-        return set(PARTS) if tiny[1] else set()
-    large = re.fullmatch(r'retinanet_(sasa-)?r50_(sasa-)?fpn(_sasa-head)?_1x_coco', name)
-    assert large, f'{name} does not follow the naming rule'
-    return {part for part, mark in zip(PARTS, large.groups()) if mark}
+    said = read_name(name)
+    backbone = said['sasa'] is not None
+    if said['detector'] is None:
+        return {'backbone'} if backbone else set()
+    if said['neck'] is None:  # what is said of the backbone holds for all
+        return set(PARTS) if backbone else set()
+    marks = (backbone, 'sasa' in said['neck'], said['head'])
+    return {part for part, mark in zip(PARTS, marks) if mark}
+
+
+def variants_in_name(name):
+    """What a config's name says of its backbone's attention, beside that there is some."""
+    tokens = read_name(name)['variants'].split('-')[1:]
+    stems = dict(attnstem='mixtures', plainstem='plain', convvaluestem='conv')
+    stages = next((each[1:] for each in tokens if re.fullmatch('s[1-4]+', each)), '1234')
+    sizes = [int(each[1:]) for each in tokens if re.fullmatch(r'k\d+', each)]
+    return dict(
+        stages={int(stage) for stage in stages},
+        kernel_size=sizes[0] if sizes else None,
+        position=next(
+            (x for each, x in (('nopos', 'none'), ('abspos', 'absolute')) if each in tokens),
+            'relative',
+        ),
+        logits='qr' if 'qr' in tokens else None,
+        stem=next((stems[each] for each in tokens if each in stems), None),
+    )
 
 
 @pytest.fixture(scope='module', params=LEAVES, ids=leaf_name)
@@ -94,17 +123,47 @@ def test_the_eight_mixes_are_there():
     assert {path.stem for path in MIXES} == names
 
 
+BLOCKS = {name: SASAResNet.arch_settings[name][1] for name in SASAResNet.arch_settings}
+
+
 class TestEachLeaf:
-    def test_is_named_for_the_parts_that_attend(self, leaf):
+    def test_is_named_for_what_attends(self, leaf):
         path, model = leaf
         assert attending_parts(model) == parts_in_name(path.stem)
+        said = variants_in_name(path.stem)
+        layers = attention_layers(model.backbone)
+        if layers:
+            assert {int(re.match(r'layer(\d)', name)[1]) for name in layers} == said['stages']
+        kinds = {(m.kernel_size, m.position, m.logits) for m in layers.values()}
+        size = said['kernel_size'] or (5 if 'tiny' in path.stem else 7)
+        logits = said['logits'] or ('qk+qr' if said['position'] == 'relative' else 'qk')
+        assert kinds <= {(size, said['position'], logits)}
+        stem = getattr(model.backbone, 'stem', None)
+        assert (stem.values if isinstance(stem, AttentionStem) else None) == said['stem']
+        depth = read_name(path.stem)['depth']
+        assert model.backbone.depth == (int(depth) if depth else 26)
 
     def test_leaves_no_spatial_convolution_where_it_attends(self, leaf):
         path, model = leaf
-        tiny = 'tiny' in path.stem
-        layers = dict(zip(PARTS, (8, 4, 2) if tiny else (16, 5, 10)))
+        tiny, paper = 'tiny' in path.stem, 'paper' in path.stem
+        said = variants_in_name(path.stem)
+        blocks = BLOCKS[model.backbone.depth]
+        layers = dict(
+            backbone=sum(blocks[stage - 1] for stage in said['stages']),
+            neck=4 if tiny else 5,
+            bbox_head=2 if tiny else 8 if paper else 10,
+        )
+        stem = {'stem.0', 'stem.3', 'stem.6'} if tiny else {'conv1'}
         stays = dict(
-            backbone={'stem.0', 'stem.3', 'stem.6'} if tiny else {'conv1'},
+            backbone=(
+                stem if said['stem'] is None else {'stem.value'} & spatial_convs(model.backbone)
+            )
+            | {
+                f'layer{stage + 1}.{block}.conv2'
+                for stage, count in enumerate(blocks)
+                for block in range(count)
+                if stage + 1 not in said['stages']
+            },
             neck=set(),
             bbox_head={'retina_cls', 'retina_reg'} if tiny else set(),
         )
@@ -113,25 +172,51 @@ class TestEachLeaf:
             assert spatial_convs(module) == stays[part]
             attention = attention_layers(module).values()
             assert len(attention) == layers[part]
-            assert {(m.kernel_size, m.num_heads) for m in attention} == {(5, 4) if tiny else (7, 8)}
+            assert {m.num_heads for m in attention} == {4 if tiny else 8}
 
-    def test_counts_local_attention_in_its_flops(self, leaf, size=(64, 96)):
-        model = leaf[1].eval()
-        assert count_by_mmengine(model, size) == count_by_hand(model, size)
+    def test_runs_forward_and_backward(self, leaf):
+        """Batch norm in the mode that the config trains in; every parameter that is to learn does."""
+        model = leaf[1].train()
+        model.zero_grad()
+        torch.manual_seed(0)
+        if isinstance(model, Classifier):
+            losses = [
+                nn.functional.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.arange(2))
+            ]
+        else:
+            classes = model.bbox_head.num_classes
+            batch = demo_mm_inputs(1, [[3, 128, 96]], num_items=[3], num_classes=classes)
+            model.data_preprocessor.batch_augments = None  # the paper's pads to 640 px
+            data = model.data_preprocessor(batch, True)
+            found = model(**data, mode='loss')
+            losses = [
+                x for each in found.values() for x in (each if type(each) is list else [each])
+            ]
+        sum(losses).backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        model.zero_grad()
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'quickstart/retinanet_sasa-tiny_digits',
+        'retinanet/retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco',
+        'paper/retinanet_sasa-r50-attnstem_sasa-fpn_sasa-head_paper-1x_coco',
+        'pretrain/sasa-r50-qr_32xb128-130e_in1k',
+    ],
+)
+def test_mmengine_counts_attention(name, size=(64, 96)):
+    """Between them these hold all that we compute; tracing every leaf would take minutes."""
+    model = build(read_config(ROOT / f'configs/{name}.py')).eval()
+    assert count_by_mmengine(model, size) == count_by_hand(model, size)
 
 
 def count_by_hand(model, size):
-    """Add up what each layer computes, a multiply-add as one, from the sizes of its maps."""
+    """Count what mmengine counts, a multiply-add as one: ours, and norms and the FPN's upsampling."""
     macs = []
-
-    def conv(module, inputs, output):
-        macs.append(output.numel() * module.weight[0].numel())
-
-    def attention(module, inputs, output):
-        batch, channels, height, width = inputs[0].shape
-        projections = 3 * channels * module.out_channels * batch * height * width
-        shape = (batch, module.out_channels, height, width)
-        macs.append(projections + count_macs(shape, module.kernel_size, True, True))
 
     def norm(cost):
         return lambda module, inputs, output: macs.append(cost * output.numel())
@@ -141,23 +226,16 @@ def count_by_hand(model, size):
         macs.extend(out.numel() for out in outputs[: len(module.lateral_convs) - 1])
 
     # The costs of norms are mmengine's own estimates.
-    kinds = {
-        nn.Conv2d: conv,
-        LocalSelfAttention2d: attention,
-        nn.BatchNorm2d: norm(2),
-        nn.GroupNorm: norm(5),
-        SASAFPN: fpn,
-    }
+    kinds = {nn.BatchNorm2d: norm(2), nn.GroupNorm: norm(5), SASAFPN: fpn}
     hooks = [
         module.register_forward_hook(kinds[type(module)])
         for module in model.modules()
         if type(module) in kinds
     ]
-    with torch.no_grad():
-        model(torch.zeros(1, 3, *size))
+    costs = count_costs(model, torch.zeros(1, 3, *size))
     for hook in hooks:
         hook.remove()
-    return sum(macs)
+    return costs.flops // 2 + sum(macs)
 
 
 def count_by_mmengine(model, size):

@@ -77,8 +77,10 @@ class AttentionStem(nn.Module):
         num_heads: Number of attention heads.
         values: 'mixtures': values that know their position in the block, the paper's choice; 'plain':
             one projection; 'conv': a spatial convolution, which alone sees across blocks (Table 7).
-        num_mixtures: Number of matrices that 'mixtures' mixes. The paper does not say.
-        value_kernel_size: Edge of the convolution of 'conv', odd. The paper does not say.
+        num_mixtures: Number of matrices that 'mixtures' mixes. The paper does not say; 6 fits the FLOPs
+            of both its Tables 1 and 2 (``python tools/paper_tables.py --search``).
+        value_kernel_size: Edge of the convolution of 'conv', odd. The paper does not say; 5 fits the
+            FLOPs of its Table 7.
         bias: Add a bias to the queries and to plain values; normalisation follows, so by default not.
         norm_cfg: The normalisation.
         relu: Whether a ReLU follows the normalisation, as in ResNet. The paper does not say.
@@ -102,8 +104,8 @@ class AttentionStem(nn.Module):
         out_channels: int = 64,
         num_heads: int = 4,
         values: str = 'mixtures',
-        num_mixtures: int = 4,
-        value_kernel_size: int = 3,
+        num_mixtures: int = 6,
+        value_kernel_size: int = 5,
         bias: bool = False,
         norm_cfg: Optional[dict] = None,
         relu: bool = True,

@@ -11,6 +11,7 @@ from ..layers.attn_cfg import check_attn_cfg
 from .attn_parts import check_parts, replace_conv
 
 PARTS = ('cls', 'reg', 'predictors')
+PREDICTORS = ('attention', 'pointwise', 'mix')
 
 
 @MODELS.register_module()
@@ -43,9 +44,13 @@ class SASARetinaHead(RetinaHead):
         *args,
         attn_cfg: Optional[dict] = None,
         attn_parts: Sequence[str] = PARTS,
+        predictor: str = 'attention',
         **kwargs,
     ) -> None:
         check_attn_cfg(attn_cfg)
+        if predictor not in PREDICTORS:
+            raise ValueError(f'predictor must be one of {PREDICTORS}, but is {predictor!r}')
+        self.predictor = predictor
         self.attn_cfg = attn_cfg
         self.attn_parts = check_parts(attn_parts, PARTS)
         super().__init__(*args, **kwargs)
@@ -63,10 +68,13 @@ class SASARetinaHead(RetinaHead):
             for part, tower in towers.items():
                 conv = getattr(self, f'retina_{part}')
                 channels = conv.in_channels
-                last = ConvModule(
-                    channels, channels, 3, padding=1, norm_cfg=self.norm_cfg, act_cfg=None
-                )
-                replace_conv(last, self.attn_cfg)
                 # Last in the tower, so that RetinaHead's own forward runs it.
-                tower.append(last)
+                if self.predictor == 'attention':
+                    last = ConvModule(
+                        channels, channels, 3, padding=1, norm_cfg=self.norm_cfg, act_cfg=None
+                    )
+                    replace_conv(last, self.attn_cfg)
+                    tower.append(last)
+                elif self.predictor == 'mix':
+                    tower.append(ConvModule(channels, channels, 1, norm_cfg=self.norm_cfg))
                 setattr(self, f'retina_{part}', nn.Conv2d(channels, conv.out_channels, 1))

@@ -215,6 +215,22 @@ class TestSASARetinaHead:
         ours, theirs = head(maps), RetinaHead(**HEAD)(maps)
         assert [x.shape for x in flat(ours)] == [x.shape for x in flat(theirs)]
 
+    @pytest.mark.parametrize('predictor, extra', [('pointwise', 0), ('mix', 1)])
+    def test_predictors_without_attention_of_their_own(self, predictor, extra):
+        head = SASARetinaHead(**HEAD, attn_cfg=ATTN, predictor=predictor)
+        assert attends(head) == {
+            f'{part}_convs.{n}.conv' for part in ('cls', 'reg') for n in (0, 1)
+        }
+        for tower in (head.cls_convs, head.reg_convs):
+            mixing = list(tower)[2:]
+            assert [(m.conv.kernel_size, m.with_activation) for m in mixing] == [
+                ((1, 1), True)
+            ] * extra
+        assert head.retina_cls.kernel_size == head.retina_reg.kernel_size == (1, 1)
+        maps = [torch.randn(1, 16, n, n + 1) for n in (16, 8, 4, 2, 1)]
+        ours, theirs = head(maps), RetinaHead(**HEAD)(maps)
+        assert [x.shape for x in flat(ours)] == [x.shape for x in flat(theirs)]
+
     def test_predictors_are_initialised_as_mmdet_does(self):
         """The classes' prior probability, 0.01, is what makes the focal loss start calmly."""
         head = SASARetinaHead(**HEAD, attn_cfg=ATTN)
@@ -227,3 +243,5 @@ class TestSASARetinaHead:
     def test_refuses(self):
         with pytest.raises(ValueError, match=r"attn_parts may hold .*, but has 'box'"):
             MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_cfg=ATTN, attn_parts='box'))
+        with pytest.raises(ValueError, match=r"predictor must be one of .*'mix'\), but is 'conv'"):
+            MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_cfg=ATTN, predictor='conv'))

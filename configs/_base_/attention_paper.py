@@ -1,0 +1,6 @@
+# Attention in RetinaNet as the paper has it, as far as parameters and FLOPs of its Table 2 tell. Of all
+# readings this one fits best: docs/paper.md.
+_base_ = './attention.py'
+
+attn_neck = dict(add_extra_convs='on_input', attn_cfg=dict(out_proj=True))
+attn_head = dict(attn_cfg=dict(out_proj=True), predictor='pointwise')

@@ -1,0 +1,20 @@
+# The paper's: 130 epochs, Nesterov, learning rate 1.6 for a batch of 4,096 after 10 epochs of linear
+# warm-up, cosine, an average of the weights. It does not give weight decay and momentum: ResNet's.
+train_cfg = dict(by_epoch=True, max_epochs=130, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+optim_wrapper = dict(
+    optimizer=dict(type='SGD', lr=1.6, momentum=0.9, nesterov=True, weight_decay=0.0001)
+)
+param_scheduler = [
+    dict(
+        type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=10,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR', T_max=120, by_epoch=True, begin=10, end=130,
+        convert_to_iter_based=True,
+    ),
+]  # fmt: skip
+auto_scale_lr = dict(base_batch_size=4096)
+custom_hooks = [dict(type='EMAHook', momentum=0.0001, priority='ABOVE_NORMAL')]

@@ -1,0 +1,1 @@
+_base_ = '../_base_/retinanet_paper_1x_coco.py'

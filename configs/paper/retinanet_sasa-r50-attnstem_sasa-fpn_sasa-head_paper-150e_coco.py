@@ -1,0 +1,3 @@
+_base_ = './retinanet_sasa-r50_sasa-fpn_sasa-head_paper-150e_coco.py'
+
+model = dict(backbone=dict(stem='attention'))

@@ -1,0 +1,8 @@
+_base_ = ['../_base_/retinanet_paper_1x_coco.py', '../_base_/attention_paper.py']
+
+model = dict(
+    backbone={{_base_.attn_backbone}},
+    neck={{_base_.attn_neck}},
+    bbox_head={{_base_.attn_head}},
+)
+optim_wrapper = {{_base_.attn_optim}}
