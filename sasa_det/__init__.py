@@ -15,6 +15,9 @@ __all__ = ['__version__']
 def _register() -> None:
     """Check the stack, allow mmengine's checkpoints to be loaded, register all parts."""
     require_stack()
+    from .torchvision_ops import declare_missing_ops
+
+    declare_missing_ops()
     from .checkpoint import allow_checkpoint_types
 
     allow_checkpoint_types()

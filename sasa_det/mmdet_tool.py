@@ -6,41 +6,44 @@ sasa_det imported first.
 
 import runpy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import List
 
 
-def tools_folder() -> Path:
-    """Find the folder of mmdet's own tools.
+def tools_folder(package: str = 'mmdet') -> Path:
+    """Find the folder of a package's own tools.
+
+    Args:
+        package: 'mmdet' or 'mmpretrain'.
 
     Returns:
         The folder that holds ``train.py`` and ``test.py``.
 
     Raises:
-        FileNotFoundError: mmdet was installed without them.
+        FileNotFoundError: The package was installed without them.
 
     Example:
         >>> (tools_folder() / 'train.py').is_file()
         True
     """
-    import mmdet
-
-    package = Path(mmdet.__file__).parent
-    # An installed mmdet has them inside, a checkout of it beside the package.
-    for folder in (package / '.mim' / 'tools', package.parent / 'tools'):
+    root = Path(find_spec(package).origin).parent
+    # An installed package has them inside, a checkout of it beside the package.
+    for folder in (root / '.mim' / 'tools', root.parent / 'tools'):
         if (folder / 'train.py').is_file():
             return folder
     raise FileNotFoundError(
-        f'mmdet at {package} has no tools/train.py; reinstall it with '
-        f'{sys.executable} -m pip install --force-reinstall --no-deps mmdet'
+        f'{package} at {root} has no tools/train.py; reinstall it with '
+        f'{sys.executable} -m pip install --force-reinstall --no-deps {package}'
     )
 
 
-def tool_path(name: str) -> Path:
-    """Find one of mmdet's tools.
+def tool_path(name: str, package: str = 'mmdet') -> Path:
+    """Find one of a package's tools.
 
     Args:
         name: Its path below ``tools``, without the ending, such as ``analysis_tools/get_flops``.
+        package: 'mmdet' or 'mmpretrain'.
 
     Raises:
         ValueError: There is no such tool; lists those there are.
@@ -49,27 +52,28 @@ def tool_path(name: str) -> Path:
         >>> tool_path('test').name
         'test.py'
     """
-    folder = tools_folder()
+    folder = tools_folder(package)
     path = folder / f'{name}.py'
     if not path.is_file():
         known = sorted(
             str(tool.relative_to(folder).with_suffix('')) for tool in folder.rglob('*.py')
         )
-        raise ValueError(f'mmdet has no tool {name!r}; it has {", ".join(known)}')
+        raise ValueError(f'{package} has no tool {name!r}; it has {", ".join(known)}')
     return path
 
 
-def main(arguments: List[str]) -> None:
+def main(arguments: List[str], package: str = 'mmdet') -> None:
     """Run the command.
 
     Args:
         arguments: The tool's name, then its own arguments; none prints where the tools are.
+        package: 'mmdet' or 'mmpretrain'.
     """
     if not arguments:
-        print(tools_folder())
+        print(tools_folder(package))
         return
     try:
-        path = str(tool_path(arguments[0]))
+        path = str(tool_path(arguments[0], package))
     except ValueError as error:
         sys.exit(str(error))
     launcher = ' '.join(arguments).replace('--launcher=', '--launcher ').partition('--launcher ')[2]

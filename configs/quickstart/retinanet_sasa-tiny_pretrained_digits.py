@@ -1,0 +1,12 @@
+# From the weights that configs/pretrain/sasa-tiny_digit-crops.py leaves behind.
+_base_ = './retinanet_sasa-tiny_digits.py'
+
+model = dict(
+    backbone=dict(
+        init_cfg=dict(
+            type='Pretrained',
+            checkpoint='work_dirs/sasa-tiny_digit-crops/epoch_8.pth',
+            prefix='backbone.',
+        )
+    )
+)
