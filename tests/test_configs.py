@@ -414,26 +414,61 @@ def resnet50(tmp_path_factory):
     path.unlink()
 
 
-def test_weights_of_a_plain_resnet_load_into_what_is_common(resnet50, tmp_path):
-    logger = MMLogger.get_instance('pretrained', log_file=str(tmp_path / 'log.txt'))
+STAGES = ('layer1', 'layer2', 'layer3', 'layer4')
+
+
+@pytest.mark.parametrize(
+    'options, anew, left_over',
+    [
+        ([], [f'{stage}.*.conv2' for stage in STAGES], [f'{stage}.*.conv2' for stage in STAGES]),
+        (
+            [
+                'model.backbone.stem=attention',
+                'model.backbone.attn_stages=(False,False,False,True)',
+            ],
+            ['stem', 'layer4.*.conv2'],
+            ['conv1', 'bn1', 'layer4.*.conv2'],
+        ),
+    ],
+    ids=['all stages', 'stem and a stage'],
+)
+def test_weights_of_a_plain_resnet_load_into_what_is_common(
+    options, anew, left_over, resnet50, tmp_path
+):
+    logger = MMLogger.get_instance(str(tmp_path), log_file=str(tmp_path / 'log.txt'))
     assert MMLogger.get_current_instance() is logger
-    config = read_config(SASA, [f'model.backbone.init_cfg.checkpoint={resnet50}'])
+    config = read_config(SASA, [f'model.backbone.init_cfg.checkpoint={resnet50}', *options])
     assert config.model.backbone.init_cfg.type == 'Pretrained'
     backbone = MODELS.build(config.model.backbone)
+    torch.manual_seed(0)
     backbone.init_weights()
 
     plain = torch.load(resnet50, weights_only=True)
     state = backbone.state_dict()
-    not_taken = {f'{name}.weight' for name in attention_layers(backbone)}
-    assert len(not_taken) == 16
-    assert plain.keys() - state.keys() == not_taken
-    assert all(torch.equal(plain[key], state[key]) for key in plain.keys() & state.keys())
+    common = plain.keys() & state.keys()
+    attending = attention_layers(backbone)
+    expected = {f'{name}.weight' for name in attending}
+    if 'stem' in anew:
+        expected |= {key for key in plain if key.startswith(('conv1.', 'bn1.'))}
+    assert plain.keys() - state.keys() == expected
+    assert all(torch.equal(plain[key], state[key]) for key in common)
 
     log = (tmp_path / 'log.txt').read_text()
-    logged = re.search(r'unexpected key in source state_dict: (.+)', log)[1].split(', ')
-    assert set(logged) == not_taken
-    logged = re.search(r'missing keys in source state_dict: (.+)', log)[1].split(', ')
-    assert set(logged) == state.keys() - plain.keys()
+    assert f'SASAResNet starts from {resnet50}' in log
+    said = {
+        title: re.search(rf'^{title}: (.+)$', log, re.MULTILINE)[1].split(', ')
+        for title in ('taken as they are', 'initialised anew', 'left over')
+    }
+    assert said['initialised anew'] == anew and said['left over'] == left_over
+    layers = {re.sub(r'(layer\d)\.\d+', r'\1.*', key.rpartition('.')[0]) for key in common}
+    assert set(said['taken as they are']) == layers and 'layer2.*.downsample.0' in layers
+
+
+def test_a_backbone_that_fits_says_nothing_of_its_start(resnet50, tmp_path):
+    MMLogger.get_instance(str(tmp_path), log_file=str(tmp_path / 'log.txt'))
+    config = read_config(CONV, [f'model.backbone.init_cfg.checkpoint={resnet50}'])
+    MODELS.build(config.model.backbone).init_weights()
+    assert 'starts from' not in (tmp_path / 'log.txt').read_text()
 
 
 @needs_coco

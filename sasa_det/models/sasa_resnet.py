@@ -4,10 +4,12 @@ from typing import Optional, Sequence, Union
 
 from mmdet.models.backbones.resnet import Bottleneck, ResNet
 from mmdet.registry import MODELS
+from mmengine.logging import print_log
 from torch import nn
 
 from ..layers import AttentionStem
 from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
+from .head_start import describe_head_start
 
 # By name, the values of an attention stem; None is ResNet's own.
 STEMS = dict(conv=None, attention='mixtures', attention_plain='plain', attention_conv_values='conv')
@@ -118,6 +120,25 @@ class SASAResNet(ResNet):
             **self.stem_cfg,
         )
         self.maxpool = nn.Identity()
+
+    def init_weights(self) -> None:
+        """Initialise as ResNet does, and log what was taken from weights that do not fit throughout."""
+        loaded = []
+        hook = self.register_load_state_dict_post_hook(
+            # mmengine goes on to use the lists, which are of this one loading.
+            lambda module, keys: loaded.append(
+                (list(keys.missing_keys), list(keys.unexpected_keys))
+            )
+        )
+        super().init_weights()
+        hook.remove()
+        for missing, unexpected in loaded:
+            if missing:
+                message = describe_head_start(self, missing, unexpected)
+                print_log(
+                    f'{type(self).__name__} starts from {self.init_cfg["checkpoint"]}\n{message}',
+                    logger='current',
+                )
 
     def make_res_layer(self, **kwargs):
         """Build the next stage; ResNet calls this once a stage, in order."""
