@@ -15,6 +15,9 @@ logger = logging.getLogger('sasa_det')
 # Fastest first: 'auto' takes the first that has no objection.
 FUSED = ('triton', 'native', 'eager')
 BACKENDS = ('auto', 'reference', *FUSED[::-1])
+# Where alone a backend computes: elsewhere 'auto' does not even import what it needs, which may take
+# seconds, and break.
+DEVICES = {'triton': 'cuda', 'native': 'cpu'}
 
 
 def available_backends() -> Dict[str, Optional[str]]:
@@ -59,7 +62,11 @@ def choose_backend(requested: str, query: Tensor, window: Window):
     """
     refusals: List[str] = []
     for name in FUSED if requested == 'auto' else (requested,):
-        reason = _missing(name) or _module(name).refuse(query, window)
+        device = DEVICES.get(name)
+        if requested == 'auto' and device not in (None, query.device.type):
+            reason = f'it computes on {device}, but query is on {query.device}'
+        else:
+            reason = _missing(name) or _module(name).refuse(query, window)
         if reason is None:
             if requested == 'auto' and logger.isEnabledFor(logging.DEBUG):
                 others = ''.join(f'; not {refusal}' for refusal in refusals)

@@ -3,6 +3,7 @@
 Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 to 2.3 lack.
 """
 
+from types import ModuleType
 from typing import Optional
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .backends import choose_backend
 from .geometry import Window, compute_dtype, empty_output
+from .when_imported import when_imported
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
 _INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col'
@@ -128,19 +130,18 @@ def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool
     return batch * channels * height * width * per_channel
 
 
-def _register_flops() -> None:
-    try:
-        from torch.utils.flop_counter import register_flop_formula
-    except ImportError:  # torch < 2.2
+def _register_flops(flop_counter: ModuleType) -> None:
+    register = getattr(flop_counter, 'register_flop_formula', None)
+    if register is None:  # torch < 2.2
         return
 
     # torch counts a multiply-add as two. Arguments arrive as shapes, or None.
-    @register_flop_formula(torch.ops.sasa_det.local_attention)
+    @register(torch.ops.sasa_det.local_attention)
     def _(query, key, value, rel_row, rel_col, kernel_size, *args, **kwargs) -> int:
         return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
 
     # Backward recomputes the logits and takes two products for each of the forward's.
-    @register_flop_formula(torch.ops.sasa_det.local_attention_backward)
+    @register(torch.ops.sasa_det.local_attention_backward)
     def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
         again = count_macs(query, kernel_size, key is not None, rel_row is not None)
         values = count_macs(query, kernel_size, False, False)
@@ -155,4 +156,5 @@ _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')
 _register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
 _register_fake('sasa_det::local_attention')(_fake_forward)
 _register_fake('sasa_det::local_attention_backward')(_fake_backward)
-_register_flops()
+# Not before somebody counts: torch's counter imports Triton, which a CPU does without.
+when_imported('torch.utils.flop_counter', _register_flops)

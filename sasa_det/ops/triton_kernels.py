@@ -1,0 +1,455 @@
+"""The Triton kernels behind ``backend='triton'``; :mod:`sasa_det.ops.triton` launches them.
+
+A program computes one tile of ROWS x COLS queries of one head. It walks down the rows of the tile's halo
+of keys: a row of SPAN keys against all queries of the tile is one product on the matrix units, in which
+the pairs that lie outside of a query's window are closed by a logit of -inf. Of the logits' two relative
+terms, the column's is the same for every row of keys, so that it is laid out once a tile; the row's
+is one number a query and row of keys. Keys and values of the halo are read once a tile.
+
+With a dilation of r the map falls into r * r interleaved ones that never meet; a tile lies in one of
+them, and its pixels are r apart.
+
+Shapes in comments: [queries, depth] and so on, where
+    queries   TILE, the power of two that holds ROWS * COLS
+    keys      SPAN, the power of two that holds COLS + WINDOW - 1
+    offsets   OFFSETS, the power of two that holds WINDOW
+    depth     PADDED, the power of two that holds DEPTH, the channels of a head
+Logits are in units of log2(e), for exp2, everywhere but in the log-sum-exp in memory.
+
+Strides are in units of UNIT elements, that of the channels excepted: so the compiler knows that
+vectors of channels_last maps are aligned without having to know the map's size. What changes with the
+size of the image is not specialised on, so that no size compiles anew.
+"""
+
+import triton
+import triton.language as tl
+
+_VARYING = ['height', 'width', 'tiles', 'groups', 'num_heads'] + [
+    f'{tensor}_{axis}' for tensor in ('q', 'k', 'v', 'g', 'o', 'gq', 'gk', 'gv') for axis in 'bh'
+]
+_UNALIGNED = [
+    f'{tensor}_{axis}' for tensor in ('q', 'k', 'v', 'g', 'o', 'gq', 'gk', 'gv') for axis in 'cw'
+]
+_jit = triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
+
+# Below every logit, and finite: the difference of two of them is a number.
+_LOWEST = tl.constexpr(-1e38)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _origin(tile, height, width, dilation, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Find the first pixel of a tile: its row and column."""
+    across = tl.cdiv(tl.cdiv(width, dilation), COLS)
+    down = tl.cdiv(tl.cdiv(height, dilation), ROWS)
+    row, col = (tile // across) % down, tile % across
+    phase = tile // (across * down)
+    phases = tl.minimum(dilation, width)
+    top = phase // phases + row * ROWS * dilation
+    return top, phase % phases + col * COLS * dilation
+
+
+@triton.jit
+def _plane(pointer, image, head, stride_b, stride_c, DEPTH: tl.constexpr, UNIT: tl.constexpr):
+    """Point to the first channel of a head of an image."""
+    return pointer + image.to(tl.int64) * stride_b * UNIT + head.to(tl.int64) * DEPTH * stride_c
+
+
+@triton.jit
+def _places(
+    rows, cols, stride_c, stride_h, stride_w,
+    PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Lay out the offsets of pixels' channels in a plane: [pixels] to [pixels, depth]."""
+    pixels = rows.to(INDEX) * stride_h * UNIT + cols.to(INDEX) * stride_w * UNIT
+    return pixels[:, None] + (tl.arange(0, PADDED).to(INDEX) * stride_c)[None, :]
+
+
+@triton.jit
+def _load(
+    plane, rows, cols, inside, stride_c, stride_h, stride_w,
+    DEPTH: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Load pixels' channels, zero where not inside: [pixels] to [pixels, depth]."""
+    places = _places(rows, cols, stride_c, stride_h, stride_w, PADDED, UNIT, INDEX)
+    there = inside[:, None] & (tl.arange(0, PADDED) < DEPTH)[None, :]
+    return tl.load(plane + places, mask=there, other=0.0)
+
+
+@triton.jit
+def _store(
+    plane, pixels, rows, cols, inside, stride_c, stride_h, stride_w,
+    DEPTH: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Store pixels' channels [pixels, depth] where inside."""
+    places = _places(rows, cols, stride_c, stride_h, stride_w, PADDED, UNIT, INDEX)
+    there = inside[:, None] & (tl.arange(0, PADDED) < DEPTH)[None, :]
+    tl.store(plane + places, pixels.to(plane.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _load_table(
+    table, head, FIRST: tl.constexpr, WINDOW: tl.constexpr, DEPTH: tl.constexpr,
+    PADDED: tl.constexpr, OFFSETS: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    """Load a head's relative positions: [depth, offsets], zero in the half that they are not for."""
+    HALF: tl.constexpr = DEPTH // 2
+    c = tl.arange(0, PADDED) - FIRST
+    t = tl.arange(0, OFFSETS)
+    if PER_HEAD:
+        table += head * HALF * WINDOW
+    there = ((c >= 0) & (c < HALF))[:, None] & (t < WINDOW)[None, :]
+    return tl.load(table + c[:, None] * WINDOW + t[None, :], mask=there, other=0.0)
+
+
+@triton.jit
+def _row_term(by_row, offset, open, OFFSETS: tl.constexpr):
+    """Pick each query's relative term of a row of keys: [queries, offsets] to [queries]."""
+    chosen = tl.arange(0, OFFSETS)[None, :] == offset[:, None]
+    return tl.where(open, tl.sum(tl.where(chosen, by_row, 0.0), 1), float('-inf'))
+
+
+@_jit
+def forward_kernel(
+    q, k, v, rel_row, rel_col, o, logsumexp,
+    q_b, q_c, q_h, q_w, k_b, k_c, k_h, k_w, v_b, v_c, v_h, v_w, o_b, o_c, o_h, o_w,
+    height, width, num_heads, dilation, tiles,
+    SCALE: tl.constexpr, WINDOW: tl.constexpr, DEPTH: tl.constexpr, MASK: tl.constexpr,
+    HAS_KEY: tl.constexpr, HAS_POSITIONS: tl.constexpr, PER_HEAD: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    OFFSETS: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute the output and the log-sum-exp of a tile of queries."""
+    RADIUS: tl.constexpr = WINDOW // 2
+    FACTOR: tl.constexpr = SCALE * _LOG2_E
+    program = tl.program_id(0)
+    head, image = (program // tiles) % num_heads, program // tiles // num_heads
+    top, left = _origin(program % tiles, height, width, dilation, ROWS, COLS)
+
+    n = tl.arange(0, TILE)
+    rows, cols = top + n // COLS * dilation, left + n % COLS * dilation
+    inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
+    queries = _load(
+        _plane(q, image, head, q_b, q_c, DEPTH, UNIT),
+        rows, cols, inside, q_c, q_h, q_w, DEPTH, PADDED, UNIT, INDEX,
+    )  # fmt: skip
+
+    m = tl.arange(0, SPAN)
+    key_cols = left + (m - RADIUS) * dilation
+    key_there = ((key_cols >= 0) & (key_cols < width))[:, None]
+    offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
+    col_open = (offset >= 0) & (offset < WINDOW)
+    if MASK:
+        col_open &= ((key_cols >= 0) & (key_cols < width))[None, :]
+    col_term = tl.zeros((TILE, SPAN), SUM)
+    if HAS_POSITIONS:
+        table = _load_table(rel_row, head, 0, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
+        by_row = tl.dot(queries, table, input_precision=PRECISION) * FACTOR  # [queries, offsets]
+        table = _load_table(rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
+        by_col = tl.dot(queries, table, input_precision=PRECISION) * FACTOR
+        col_term = tl.gather(by_col, tl.minimum(tl.maximum(offset, 0), WINDOW - 1), 1)
+    col_term = tl.where(col_open, col_term, float('-inf'))
+
+    c = tl.arange(0, PADDED)
+    key_there = key_there & (c < DEPTH)[None, :]
+    if HAS_KEY:
+        k = _plane(k, image, head, k_b, k_c, DEPTH, UNIT)
+        k += _places(m * 0, key_cols, k_c, k_h, k_w, PADDED, UNIT, INDEX)
+    v = _plane(v, image, head, v_b, v_c, DEPTH, UNIT)
+    v += _places(m * 0, key_cols, v_c, v_h, v_w, PADDED, UNIT, INDEX)
+    peak = tl.full((TILE,), _LOWEST, SUM)
+    total = tl.zeros((TILE,), SUM)
+    output = tl.zeros((TILE, PADDED), SUM)
+    for step in range(0, ROWS + WINDOW - 1):
+        key_row = top + (step - RADIUS) * dilation
+        row_inside = (key_row >= 0) & (key_row < height)
+        offset = step - n // COLS
+        row_open = (offset >= 0) & (offset < WINDOW)
+        if MASK:
+            row_open &= row_inside
+        if HAS_POSITIONS:
+            logits = col_term + _row_term(by_row, offset, row_open, OFFSETS)[:, None]
+        else:
+            logits = tl.where(row_open[:, None], col_term, float('-inf'))
+        there = key_there & row_inside
+        if HAS_KEY:
+            keys = tl.load(k + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
+            logits += tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * FACTOR
+        new_peak = tl.maximum(peak, tl.max(logits, 1))
+        weights = tl.exp2(logits - new_peak[:, None])
+        shrink = tl.exp2(peak - new_peak)
+        peak = new_peak
+        total = total * shrink + tl.sum(weights, 1)
+        values = tl.load(v + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
+        output = tl.dot(
+            weights.to(values.dtype), values, acc=output * shrink[:, None],
+            input_precision=PRECISION, out_dtype=SUM,
+        )  # fmt: skip
+
+    # Queries that pad the tile may see no key at all.
+    total = tl.where(inside, total, 1.0)
+    _store(
+        _plane(o, image, head, o_b, o_c, DEPTH, UNIT), output / total[:, None],
+        rows, cols, inside, o_c, o_h, o_w, DEPTH, PADDED, UNIT, INDEX,
+    )  # fmt: skip
+    logsumexp += (image * num_heads + head).to(tl.int64) * height * width
+    tl.store(
+        logsumexp + rows.to(INDEX) * width + cols, (peak + tl.log2(total)) * _LN_2, mask=inside
+    )
+
+
+@_jit
+def backward_queries_kernel(
+    g, q, k, v, rel_row, rel_col, logsumexp, gq, delta, partial,
+    g_b, g_c, g_h, g_w, q_b, q_c, q_h, q_w, k_b, k_c, k_h, k_w, v_b, v_c, v_h, v_w,
+    gq_b, gq_c, gq_h, gq_w,
+    height, width, num_heads, dilation, tiles, groups,
+    SCALE: tl.constexpr, WINDOW: tl.constexpr, DEPTH: tl.constexpr, MASK: tl.constexpr,
+    HAS_KEY: tl.constexpr, HAS_POSITIONS: tl.constexpr, PER_HEAD: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    OFFSETS: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of some tiles of queries, and their part of the relative positions'.
+
+    The derivative of a logit is w (dw - delta) for a weight w whose derivative is dw, delta being the
+    sum of w dw over the window. It is known only once the whole window was seen, so each sum over
+    the window is taken twice, with w dw and with w, and delta times the second is subtracted at the end.
+    """
+    RADIUS: tl.constexpr = WINDOW // 2
+    FACTOR: tl.constexpr = SCALE * _LOG2_E
+    program = tl.program_id(0)
+    head, image = (program // groups) % num_heads, program // groups // num_heads
+    plane = (image * num_heads + head).to(tl.int64) * height * width
+    g = _plane(g, image, head, g_b, g_c, DEPTH, UNIT)
+    q = _plane(q, image, head, q_b, q_c, DEPTH, UNIT)
+    v = _plane(v, image, head, v_b, v_c, DEPTH, UNIT)
+    gq = _plane(gq, image, head, gq_b, gq_c, DEPTH, UNIT)
+    if HAS_KEY:
+        k = _plane(k, image, head, k_b, k_c, DEPTH, UNIT)
+    c = tl.arange(0, PADDED)
+    t = tl.arange(0, OFFSETS)
+    n = tl.arange(0, TILE)
+    m = tl.arange(0, SPAN)
+    if HAS_POSITIONS:
+        row_table = _load_table(rel_row, head, 0, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
+        col_table = _load_table(
+            rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD
+        )
+        grad_row_table = tl.zeros((PADDED, OFFSETS), SUM)
+        grad_col_table = tl.zeros((PADDED, OFFSETS), SUM)
+
+    for tile in range(program % groups, tiles, groups):
+        top, left = _origin(tile, height, width, dilation, ROWS, COLS)
+        rows, cols = top + n // COLS * dilation, left + n % COLS * dilation
+        inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
+        queries = _load(
+            q, rows, cols, inside, q_c, q_h, q_w, DEPTH, PADDED, UNIT, INDEX
+        )  # [queries, depth]
+        grads = _load(g, rows, cols, inside, g_c, g_h, g_w, DEPTH, PADDED, UNIT, INDEX)
+        place = plane + rows.to(INDEX) * width + cols
+        # The weights of queries that pad the tile come out as zero.
+        lse = tl.load(logsumexp + place, mask=inside, other=float('inf')) * _LOG2_E
+
+        key_cols = left + (m - RADIUS) * dilation
+        key_there = ((key_cols >= 0) & (key_cols < width))[:, None] & (c < DEPTH)[None, :]
+        k_at = k + _places(m * 0, key_cols, k_c, k_h, k_w, PADDED, UNIT, INDEX)
+        v_at = v + _places(m * 0, key_cols, v_c, v_h, v_w, PADDED, UNIT, INDEX)
+        offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
+        col_open = (offset >= 0) & (offset < WINDOW)
+        if MASK:
+            col_open &= ((key_cols >= 0) & (key_cols < width))[None, :]
+        col_term = tl.zeros((TILE, SPAN), SUM)
+        if HAS_POSITIONS:
+            by_row = tl.dot(queries, row_table, input_precision=PRECISION) * FACTOR
+            by_col = tl.dot(queries, col_table, input_precision=PRECISION) * FACTOR
+            col_term = tl.gather(by_col, tl.minimum(tl.maximum(offset, 0), WINDOW - 1), 1)
+            by_row_1 = tl.zeros((TILE, OFFSETS), SUM)
+            by_row_0 = tl.zeros((TILE, OFFSETS), SUM)
+            by_key_col_1 = tl.zeros((TILE, SPAN), SUM)
+            by_key_col_0 = tl.zeros((TILE, SPAN), SUM)
+        col_term = tl.where(col_open, col_term, float('-inf'))
+        sum_1 = tl.zeros((TILE, PADDED), SUM)
+        sum_0 = tl.zeros((TILE, PADDED), SUM)
+        own_delta = tl.zeros((TILE,), SUM)
+        for step in range(0, ROWS + WINDOW - 1):
+            key_row = top + (step - RADIUS) * dilation
+            row_inside = (key_row >= 0) & (key_row < height)
+            offset = step - n // COLS
+            row_open = (offset >= 0) & (offset < WINDOW)
+            if MASK:
+                row_open &= row_inside
+            if HAS_POSITIONS:
+                logits = col_term + _row_term(by_row, offset, row_open, OFFSETS)[:, None]
+            else:
+                logits = tl.where(row_open[:, None], col_term, float('-inf'))
+            there = key_there & row_inside
+            if HAS_KEY:
+                keys = tl.load(k_at + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
+                logits += tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * FACTOR
+            values = tl.load(v_at + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
+            weights = tl.exp2(logits - lse[:, None])  # [queries, keys]
+            products = weights * tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+            by_query = tl.sum(products, 1)
+            own_delta += by_query
+            if HAS_KEY:
+                sum_1 = tl.dot(
+                    products.to(keys.dtype), keys, acc=sum_1,
+                    input_precision=PRECISION, out_dtype=SUM,
+                )  # fmt: skip
+                sum_0 = tl.dot(
+                    weights.to(keys.dtype), keys, acc=sum_0,
+                    input_precision=PRECISION, out_dtype=SUM,
+                )  # fmt: skip
+            if HAS_POSITIONS:
+                by_key_col_1 += products
+                by_key_col_0 += weights
+                chosen = t[None, :] == offset[:, None]
+                by_row_1 += tl.where(chosen, by_query[:, None], 0.0)
+                by_row_0 += tl.where(chosen, tl.sum(weights, 1)[:, None], 0.0)
+
+        grad = sum_1 - own_delta[:, None] * sum_0
+        if HAS_POSITIONS:
+            by_row = (by_row_1 - own_delta[:, None] * by_row_0).to(queries.dtype)
+            by_key_col = by_key_col_1 - own_delta[:, None] * by_key_col_0
+            key_col = t[None, :] + (n % COLS)[:, None]  # [queries, offsets]
+            by_col = tl.gather(by_key_col, tl.minimum(key_col, SPAN - 1), 1)
+            by_col = tl.where((t < WINDOW)[None, :], by_col, 0.0).to(queries.dtype)
+            grad = tl.dot(
+                by_row, tl.trans(row_table), acc=grad, input_precision=PRECISION, out_dtype=SUM
+            )
+            grad = tl.dot(
+                by_col, tl.trans(col_table), acc=grad, input_precision=PRECISION, out_dtype=SUM
+            )
+            queries = tl.trans(queries)
+            grad_row_table = tl.dot(
+                queries, by_row, acc=grad_row_table, input_precision=PRECISION, out_dtype=SUM
+            )
+            grad_col_table = tl.dot(
+                queries, by_col, acc=grad_col_table, input_precision=PRECISION, out_dtype=SUM
+            )
+        _store(
+            gq, grad * SCALE, rows, cols, inside, gq_c, gq_h, gq_w, DEPTH, PADDED, UNIT, INDEX
+        )
+        tl.store(delta + place, own_delta, mask=inside)
+
+    if HAS_POSITIONS:
+        # [rows or columns, half of the depth, window]
+        HALF: tl.constexpr = DEPTH // 2
+        partial += program.to(tl.int64) * 2 * HALF * WINDOW
+        place = c[:, None] * WINDOW + t[None, :]
+        there = (t < WINDOW)[None, :]
+        tl.store(partial + place, grad_row_table * SCALE, mask=there & (c < HALF)[:, None])
+        # Columns come second in the depth, as in the partial sum.
+        second = ((c >= HALF) & (c < DEPTH))[:, None]
+        tl.store(partial + place, grad_col_table * SCALE, mask=there & second)
+
+
+@_jit
+def backward_keys_kernel(
+    g, q, k, v, rel_row, rel_col, logsumexp, delta, gk, gv,
+    g_b, g_c, g_h, g_w, q_b, q_c, q_h, q_w, k_b, k_c, k_h, k_w, v_b, v_c, v_h, v_w,
+    gk_b, gk_c, gk_h, gk_w, gv_b, gv_c, gv_h, gv_w,
+    height, width, num_heads, dilation, tiles,
+    SCALE: tl.constexpr, WINDOW: tl.constexpr, DEPTH: tl.constexpr, MASK: tl.constexpr,
+    HAS_KEY: tl.constexpr, HAS_POSITIONS: tl.constexpr, PER_HEAD: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
+    OFFSETS: tl.constexpr, PADDED: tl.constexpr, UNIT: tl.constexpr, INDEX: tl.constexpr,
+    SUM: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gather the gradients of a tile of keys and values from the queries that see them.
+
+    The tile is one of keys here, and its halo one of queries: [keys] is TILE and [queries] SPAN.
+    """
+    RADIUS: tl.constexpr = WINDOW // 2
+    FACTOR: tl.constexpr = SCALE * _LOG2_E
+    program = tl.program_id(0)
+    head, image = (program // tiles) % num_heads, program // tiles // num_heads
+    top, left = _origin(program % tiles, height, width, dilation, ROWS, COLS)
+
+    c = tl.arange(0, PADDED)
+    n = tl.arange(0, TILE)
+    rows, cols = top + n // COLS * dilation, left + n % COLS * dilation
+    inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
+    values = _load(
+        _plane(v, image, head, v_b, v_c, DEPTH, UNIT),
+        rows, cols, inside, v_c, v_h, v_w, DEPTH, PADDED, UNIT, INDEX,
+    )  # fmt: skip  [keys, depth]
+    if HAS_KEY:
+        keys = _load(
+            _plane(k, image, head, k_b, k_c, DEPTH, UNIT),
+            rows, cols, inside, k_c, k_h, k_w, DEPTH, PADDED, UNIT, INDEX,
+        )  # fmt: skip
+
+    m = tl.arange(0, SPAN)
+    query_cols = left + (m - RADIUS) * dilation
+    query_inside = (query_cols >= 0) & (query_cols < width)
+    query_there = query_inside[:, None] & (c < DEPTH)[None, :]
+    q = _plane(q, image, head, q_b, q_c, DEPTH, UNIT)
+    q += _places(m * 0, query_cols, q_c, q_h, q_w, PADDED, UNIT, INDEX)
+    g = _plane(g, image, head, g_b, g_c, DEPTH, UNIT)
+    g += _places(m * 0, query_cols, g_c, g_h, g_w, PADDED, UNIT, INDEX)
+    plane = (image * num_heads + head).to(tl.int64) * height * width
+    logsumexp += plane + query_cols
+    delta += plane + query_cols
+
+    col_offset = (n % COLS)[:, None] - m[None, :] + 2 * RADIUS  # [keys, queries]
+    col_open = (col_offset >= 0) & (col_offset < WINDOW)
+    if HAS_POSITIONS:
+        row_table = tl.trans(
+            _load_table(rel_row, head, 0, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
+        )
+        col_table = tl.trans(
+            _load_table(rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
+        )
+        col_offset = tl.minimum(tl.maximum(col_offset, 0), WINDOW - 1)
+    grad_keys = tl.zeros((TILE, PADDED), SUM)
+    grad_values = tl.zeros((TILE, PADDED), SUM)
+    for step in range(0, ROWS + WINDOW - 1):
+        query_row = top + (step - RADIUS) * dilation
+        row_inside = (query_row >= 0) & (query_row < height)
+        there = query_there & row_inside
+        queries = tl.load(q + query_row.to(INDEX) * q_h * UNIT, mask=there, other=0.0)
+        grads = tl.load(g + query_row.to(INDEX) * g_h * UNIT, mask=there, other=0.0)
+        place = query_row.to(INDEX) * width
+        there = query_inside & row_inside
+        # The weights of queries out of the map come out as zero.
+        lse = tl.load(logsumexp + place, mask=there, other=float('inf')) * _LOG2_E
+        query_delta = tl.load(delta + place, mask=there, other=0.0)
+
+        row_offset = n // COLS - step + 2 * RADIUS  # [keys]
+        open = col_open & ((row_offset >= 0) & (row_offset < WINDOW))[:, None]
+        logits = tl.zeros((TILE, SPAN), SUM)
+        if HAS_POSITIONS:
+            by_row = tl.dot(row_table, tl.trans(queries), input_precision=PRECISION)
+            by_col = tl.dot(col_table, tl.trans(queries), input_precision=PRECISION)
+            row_offset = tl.minimum(tl.maximum(row_offset, 0), WINDOW - 1)
+            row_offset = tl.broadcast_to(row_offset[:, None], (TILE, SPAN))
+            # [offsets, queries] to [keys, queries]
+            logits += tl.gather(by_row, row_offset, 0) + tl.gather(by_col, col_offset, 0)
+        if HAS_KEY:
+            logits += tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        weights = tl.exp2(tl.where(open, logits * FACTOR, float('-inf')) - lse[None, :])
+        grad_values = tl.dot(
+            weights.to(grads.dtype), grads, acc=grad_values,
+            input_precision=PRECISION, out_dtype=SUM,
+        )  # fmt: skip
+        if HAS_KEY:
+            grad_weights = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+            grad_logits = weights * (grad_weights - query_delta[None, :])
+            grad_keys = tl.dot(
+                grad_logits.to(queries.dtype), queries, acc=grad_keys,
+                input_precision=PRECISION, out_dtype=SUM,
+            )  # fmt: skip
+
+    _store(
+        _plane(gv, image, head, gv_b, gv_c, DEPTH, UNIT), grad_values,
+        rows, cols, inside, gv_c, gv_h, gv_w, DEPTH, PADDED, UNIT, INDEX,
+    )  # fmt: skip
+    if HAS_KEY:
+        _store(
+            _plane(gk, image, head, gk_b, gk_c, DEPTH, UNIT), grad_keys * SCALE,
+            rows, cols, inside, gk_c, gk_h, gk_w, DEPTH, PADDED, UNIT, INDEX,
+        )  # fmt: skip
