@@ -3,9 +3,10 @@
 Triton is imported when a kernel is first wanted, not with this module.
 """
 
+import math
 import os
 from functools import cache
-from typing import NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,6 @@ from .geometry import Window, compute_dtype, empty_output
 _LARGEST_KERNEL = 31
 _LARGEST_DEPTH = 128
 _OLDEST_GPU = (8, 0)
-# Programs that the queries' backward aims at, each of which sums the relative positions' gradients of some
-# tiles: enough to fill any GPU several times over.
-_PROGRAMS = 4096
 
 
 def missing() -> Optional[str]:
@@ -66,36 +64,65 @@ def _import_error() -> Optional[str]:
 
 
 class Tile(NamedTuple):
-    """How a kernel cuts a map: the edges of a tile, what is padded to powers of two, and its warps."""
+    """How a map is cut: the tile's edges, its padding to powers of two, and the warps that compute it."""
 
     rows: int
     cols: int
     pixels: int
     span: int
     warps: int
-    stages: int
 
 
-def choose_tile(window: int, pixels: int, warps: int, stages: int) -> Tile:
-    """Choose the edges of a tile for which the products of the kernels compute the fewest pairs in vain.
+@cache
+def choose_tile(window: int, depth: int, itemsize: int) -> Tile:
+    """Choose how the kernels cut a map.
+
+    One choice for each window, depth and type rather than a search at the first call: results then have
+    the same bits every time. Pixels and warps are the largest and the fewest that stay within
+    the registers, by ``tools/check_triton_builds.py``; nothing has been timed. The edges are those for
+    which the products compute the fewest pairs of pixels in vain.
 
     Args:
         window: Edge of the window.
-        pixels: Pixels in a tile, a power of two; the tile is the largest that fits.
-        warps: Passed on.
-        stages: Passed on.
+        depth: Channels of a head.
+        itemsize: Bytes of a number.
 
     Example:
-        >>> choose_tile(7, 64, 4, 2)[:4]
-        (6, 10, 64, 16)
+        >>> choose_tile(7, 32, 2)
+        Tile(rows=6, cols=10, pixels=64, span=16, warps=4)
     """
+    row = pad(depth) * itemsize
+    if itemsize == 2:
+        pixels, warps = 64, 4 if row <= 128 else 8
+    else:
+        pixels, warps = 64 if row <= 128 else 32, 8
     _, rows, cols, span = max(
         (rows * cols / ((rows + window - 1) * span), rows, cols, span)
         for span in (16, 32, 64)
         for cols in range(1, min(span - window + 1, pixels) + 1)
         for rows in (pixels // cols,)
     )
-    return Tile(rows, cols, pixels, span, warps, stages)
+    return Tile(rows, cols, pixels, span, warps)
+
+
+def pad(size: int) -> int:
+    """Return the power of two that holds a size, at least 16, as matrix units want it."""
+    return max(1 << (size - 1).bit_length(), 16)
+
+
+class Launch(NamedTuple):
+    """A kernel's name, how many programs it takes, and its arguments."""
+
+    kernel: str
+    programs: int
+    arguments: Dict[str, Any]
+
+    def run(self) -> None:
+        """Queue the kernel on the device of its arguments."""
+        from . import triton_kernels
+
+        with torch.cuda.device_of(self.arguments['q']):
+            getattr(triton_kernels, self.kernel)[(self.programs,)](**self.arguments)
 
 
 def forward(
@@ -107,24 +134,20 @@ def forward(
     window: Window,
 ) -> Tuple[Tensor, Tensor]:
     """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`."""
-    from .triton_kernels import forward_kernel
-
     output = empty_output(query)
-    logsumexp = query.new_empty(
-        (query.shape[0], window.num_heads, *query.shape[2:]), dtype=compute_dtype(query.dtype)
-    )
-    maps = [query, query if key is None else key, value, output]
-    tile = choose_tile(window.kernel_size, 64, 4, 2)
-    tiles = _count_tiles(query, window, tile)
-    grid = (tiles * window.num_heads * query.shape[0],)
+    shape = (query.shape[0], window.num_heads, *query.shape[2:])
+    logsumexp = query.new_empty(shape, dtype=compute_dtype(query.dtype))
     if query.numel():
-        with torch.cuda.device_of(query):
-            forward_kernel[grid](
-                *maps[:3], *_tables(rel_row, rel_col), output, logsumexp,
-                *_strides(maps), *_sizes(query, window), tiles,
-                **_options(maps, key, rel_row, window, tile),
-            )  # fmt: skip
+        forward_launch(query, key, value, rel_row, rel_col, output, logsumexp, window).run()
     return output, logsumexp
+
+
+def forward_launch(
+    query, key, value, rel_row, rel_col, output, logsumexp, window: Window
+) -> Launch:
+    """Lay out the launch that computes ``output`` and ``logsumexp``."""
+    maps = dict(q=query, k=key, v=value, o=output)
+    return _launch('forward_kernel', maps, rel_row, rel_col, dict(logsumexp=logsumexp), window)
 
 
 def backward(
@@ -138,46 +161,124 @@ def backward(
     window: Window,
 ) -> Tuple[Optional[Tensor], ...]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
-    from .triton_kernels import backward_keys_kernel, backward_queries_kernel
-
-    grad_query, grad_value = empty_output(query), empty_output(value)
-    grad_key = None if key is None else empty_output(key)
-    delta = torch.empty_like(logsumexp)
-    inputs = [grad, query, query if key is None else key, value]
-    tables = _tables(rel_row, rel_col)
-    tile = choose_tile(window.kernel_size, 64, 4, 2)
-    tiles = _count_tiles(query, window, tile)
-    planes = query.shape[0] * window.num_heads
-    groups = min(tiles, -(-_PROGRAMS // max(planes, 1)))
+    grads = [None if x is None else empty_output(x) for x in (query, key, value)]
     partial = None
     if rel_row is not None:
-        partial = logsumexp.new_empty(
-            (query.shape[0], window.num_heads, groups, 2, *rel_row.shape[1:])
-        )
+        # One sum for each tile, so that programs share none and the order is fixed.
+        tiles = _count_tiles(query, window)
+        shape = (query.shape[0], window.num_heads, tiles, 2, *rel_row.shape[1:])
+        partial = logsumexp.new_empty(shape)
     if query.numel():
-        with torch.cuda.device_of(query):
-            maps = [*inputs, grad_query]
-            backward_queries_kernel[(planes * groups,)](
-                *inputs, *tables, logsumexp, grad_query, delta, partial,
-                *_strides(maps), *_sizes(query, window), tiles, groups,
-                **_options(maps, key, rel_row, window, tile),
-            )  # fmt: skip
-            maps = [*inputs, grad_value if key is None else grad_key, grad_value]
-            backward_keys_kernel[(planes * tiles,)](
-                *inputs, *tables, logsumexp, delta, *maps[-2:],
-                *_strides(maps), *_sizes(query, window), tiles,
-                **_options(maps, key, rel_row, window, tile),
-            )  # fmt: skip
+        inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
+        for launch in backward_launches(*inputs, *grads, partial, window):
+            launch.run()
     if partial is None:
-        return grad_query, grad_key, grad_value, None, None
+        return *grads, None, None
     partial = partial.sum((0, 2))
     if rel_row.shape[0] == 1:
         partial = partial.sum(0, keepdim=True)
     # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    grad_row, grad_col = (
+    tables = (
         x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in partial.unbind(1)
     )
-    return grad_query, grad_key, grad_value, grad_row, grad_col
+    return *grads, *tables
+
+
+def backward_launches(
+    grad, query, key, value, rel_row, rel_col, logsumexp, grad_query, grad_key, grad_value, partial,
+    window: Window,
+) -> List[Launch]:  # fmt: skip
+    """Lay out the launches that compute the gradients, in their order."""
+    inputs = dict(g=grad, q=query, k=key, v=value)
+    sums = dict(logsumexp=logsumexp, delta=torch.empty_like(logsumexp))
+    by_queries = inputs | dict(gq=grad_query)
+    by_keys = inputs | dict(gk=grad_key, gv=grad_value)
+    tables = (rel_row, rel_col)
+    return [
+        _launch(
+            'backward_queries_kernel', by_queries, *tables, sums | dict(partial=partial), window
+        ),
+        _launch('backward_keys_kernel', by_keys, *tables, sums, window),
+    ]
+
+
+def _launch(
+    kernel: str,
+    maps: Dict[str, Optional[Tensor]],
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    sums: Dict[str, Optional[Tensor]],
+    window: Window,
+) -> Launch:
+    import triton.language as tl
+
+    query = maps['q']
+    batch, channels, height, width = query.shape
+    depth = channels // window.num_heads
+    tile = choose_tile(window.kernel_size, depth, query.element_size())
+    tiles = _count_tiles(query, window)
+    there = [x for x in maps.values() if x is not None]
+    # What all strides but the channels' are multiples of, in most channels_last maps.
+    unit = 8 if all(x.stride(1) == 1 and not _others(x) % 8 for x in there) else 1
+    strides = {}
+    for name, x in maps.items():
+        b, c, h, w = (0, 0, 0, 0) if x is None else x.stride()
+        strides |= {
+            f'{name}_b': b // unit, f'{name}_c': c, f'{name}_h': h // unit, f'{name}_w': w // unit,
+        }  # fmt: skip
+    extent = max(
+        sum((size - 1) * stride for size, stride in zip((depth, height, width), x.stride()[1:]))
+        for x in there
+    )
+    arguments = dict(
+        **maps,
+        **sums,
+        rel_row=None if rel_row is None else rel_row.contiguous(),
+        rel_col=None if rel_col is None else rel_col.contiguous(),
+        **strides,
+        height=height,
+        width=width,
+        num_heads=window.num_heads,
+        dilation=_dilation(query, window),
+        tiles=tiles,
+        SCALE=window.scale,
+        WINDOW=window.kernel_size,
+        DEPTH=depth,
+        MASK=window.border == 'mask',
+        HAS_KEY=maps['k'] is not None,
+        HAS_POSITIONS=rel_row is not None,
+        PER_HEAD=rel_row is not None and rel_row.shape[0] > 1,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        TILE=tile.pixels,
+        SPAN=tile.span,
+        OFFSETS=pad(window.kernel_size),
+        PADDED=pad(depth),
+        UNIT=unit,
+        # Offsets within a plane; where a plane begins is always in 64 bits.
+        INDEX=tl.int32 if extent < 2**31 else tl.int64,
+        SUM=tl.float64 if query.dtype == torch.float64 else tl.float32,
+        PRECISION=_precision(),
+        num_warps=tile.warps,
+        num_stages=2,
+    )
+    return Launch(kernel, batch * window.num_heads * tiles, arguments)
+
+
+def _others(x: Tensor) -> int:
+    """Return a number that has the common divisors of all strides but the channels'."""
+    b, _, h, w = x.stride()
+    return math.gcd(b, h, w)
+
+
+def _count_tiles(query: Tensor, window: Window) -> int:
+    height, width = query.shape[2:]
+    depth = query.shape[1] // window.num_heads
+    tile = choose_tile(window.kernel_size, depth, query.element_size())
+    dilation = _dilation(query, window)
+    phases = min(dilation, height) * min(dilation, width)
+    down, across = -(-height // dilation), -(-width // dilation)
+    return phases * -(-down // tile.rows) * -(-across // tile.cols)
 
 
 def _dilation(query: Tensor, window: Window) -> int:
@@ -185,78 +286,9 @@ def _dilation(query: Tensor, window: Window) -> int:
     return min(window.dilation, max(query.shape[2:]))
 
 
-def _count_tiles(query: Tensor, window: Window, tile: Tile) -> int:
-    height, width = query.shape[2:]
-    dilation = _dilation(query, window)
-    phases = min(dilation, height) * min(dilation, width)
-    down, across = -(-height // dilation), -(-width // dilation)
-    return phases * -(-down // tile.rows) * -(-across // tile.cols)
-
-
-def _tables(rel_row: Optional[Tensor], rel_col: Optional[Tensor]) -> tuple:
-    return tuple(None if x is None else x.contiguous() for x in (rel_row, rel_col))
-
-
-def _unit(maps: list) -> int:
-    """Find what all strides but the channels' are multiples of: 8 in most channels_last maps, else 1."""
-    strides = [x.stride() for x in maps]
-    return 8 if all(c == 1 and not (b % 8 or h % 8 or w % 8) for b, c, h, w in strides) else 1
-
-
-def _strides(maps: list) -> list:
-    unit = _unit(maps)
-    strides = (x.stride() for x in maps)
-    return [s for b, c, h, w in strides for s in (b // unit, c, h // unit, w // unit)]
-
-
-def _sizes(query: Tensor, window: Window) -> tuple:
-    return (*query.shape[2:], window.num_heads, _dilation(query, window))
-
-
-def _options(
-    maps: list, key: Optional[Tensor], rel_row: Optional[Tensor], window: Window, tile: Tile
-) -> dict:
-    """Collect the kernels' constants, which decide what is compiled, and how."""
-    import triton.language as tl
-
-    query = maps[0]
-    depth = query.shape[1] // window.num_heads
-    span = max(
-        sum((size - 1) * stride for size, stride in zip((depth, *x.shape[2:]), x.stride()[1:]))
-        for x in maps
-    )
-    return dict(
-        SCALE=window.scale,
-        WINDOW=window.kernel_size,
-        DEPTH=depth,
-        MASK=window.border == 'mask',
-        HAS_KEY=key is not None,
-        HAS_POSITIONS=rel_row is not None,
-        PER_HEAD=rel_row is not None and rel_row.shape[0] > 1,
-        ROWS=tile.rows,
-        COLS=tile.cols,
-        TILE=tile.pixels,
-        SPAN=tile.span,
-        # Matrix units take products of 16 and more.
-        OFFSETS=max(_power_of_two(window.kernel_size), 16),
-        PADDED=max(_power_of_two(depth), 16),
-        UNIT=_unit(maps),
-        # Offsets within a plane; where a plane begins is always in 64 bits.
-        INDEX=tl.int32 if span < 2**31 else tl.int64,
-        SUM=tl.float64 if query.dtype == torch.float64 else tl.float32,
-        PRECISION=_precision(),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
-
-
-def _power_of_two(x: int) -> int:
-    return 1 << (x - 1).bit_length()
-
-
 def _precision() -> str:
     """Multiply float32 as torch's matrix products are told to."""
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, 'fp32_precision'):
         return 'tf32' if matmul.fp32_precision == 'tf32' else 'ieee'
-    return 'tf32' if matmul.allow_tf32 else 'ieee'
+    return 'tf32' if matmul.allow_tf32 else 'ieee'  # torch < 2.9

@@ -24,7 +24,7 @@ size of the image is not specialised on, so that no size compiles anew.
 import triton
 import triton.language as tl
 
-_VARYING = ['height', 'width', 'tiles', 'groups', 'num_heads'] + [
+_VARYING = ['height', 'width', 'tiles', 'num_heads'] + [
     f'{tensor}_{axis}' for tensor in ('q', 'k', 'v', 'g', 'o', 'gq', 'gk', 'gv') for axis in 'bh'
 ]
 _UNALIGNED = [
@@ -48,6 +48,9 @@ def _origin(tile, height, width, dilation, ROWS: tl.constexpr, COLS: tl.constexp
     phases = tl.minimum(dilation, width)
     top = phase // phases + row * ROWS * dilation
     return top, phase % phases + col * COLS * dilation
+
+
+_INTERPRETED = tl.constexpr(not isinstance(_origin, triton.JITFunction))
 
 
 @triton.jit
@@ -104,10 +107,66 @@ def _load_table(
 
 
 @triton.jit
-def _row_term(by_row, offset, open, OFFSETS: tl.constexpr):
-    """Pick each query's relative term of a row of keys: [queries, offsets] to [queries]."""
-    chosen = tl.arange(0, OFFSETS)[None, :] == offset[:, None]
-    return tl.where(open, tl.sum(tl.where(chosen, by_row, 0.0), 1), float('-inf'))
+def _dot(a, b, total, PRECISION: tl.constexpr):
+    """Multiply matrices and add them to a total, if any."""
+    if _INTERPRETED and a.dtype == tl.bfloat16:
+        # The interpreter would multiply the bits.
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    SUM: tl.constexpr = tl.float64 if a.dtype == tl.float64 else tl.float32
+    return tl.dot(a, b, acc=total, input_precision=PRECISION, out_dtype=SUM)
+
+
+@triton.jit
+def _row_of_logits(
+    queries, keys, by_row, col_term, row_offset, row_inside,
+    FACTOR: tl.constexpr, WINDOW: tl.constexpr, OFFSETS: tl.constexpr, MASK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Compute the logits of a tile's queries against a row of keys, -inf out of the windows.
+
+    Args:
+        queries: [queries, depth].
+        keys: [keys, depth], or None.
+        by_row: [queries, offsets], each query's relative terms of its window's rows, or None.
+        col_term: [queries, keys], the columns' terms, -inf where the column is not in the window.
+        row_offset: [queries], which of a query's rows this is, if any.
+        row_inside: Whether the row lies in the map.
+    """
+    row_open = (row_offset >= 0) & (row_offset < WINDOW)
+    if MASK:
+        row_open &= row_inside
+    if by_row is None:
+        logits = tl.where(row_open[:, None], col_term, float('-inf'))
+    else:
+        chosen = tl.arange(0, OFFSETS)[None, :] == row_offset[:, None]
+        row_term = tl.sum(tl.where(chosen, by_row, 0.0), 1)
+        logits = col_term + tl.where(row_open, row_term, float('-inf'))[:, None]
+    if keys is not None:
+        logits += _dot(queries, tl.trans(keys), None, PRECISION) * FACTOR
+    return logits
+
+
+@triton.jit
+def _spread(by_offset, offset, WINDOW: tl.constexpr, OFFSETS: tl.constexpr):
+    """Lay out a term by offset over the keys: [queries, offsets] to [queries, keys].
+
+    Rather than by tl.gather, which takes a hundred registers for it.
+    """
+    spread = offset.to(by_offset.dtype) * 0
+    for t in range(0, WINDOW):
+        own = tl.sum(tl.where((tl.arange(0, OFFSETS) == t)[None, :], by_offset, 0.0), 1)
+        spread = tl.where(offset == t, own[:, None], spread)
+    return spread
+
+
+@triton.jit
+def _collect(by_key, offset, WINDOW: tl.constexpr, OFFSETS: tl.constexpr):
+    """Take what each offset has among the keys: [queries, keys] to [queries, offsets]."""
+    collected = tl.zeros((by_key.shape[0], OFFSETS), by_key.dtype)
+    for t in range(0, WINDOW):
+        own = tl.sum(tl.where(offset == t, by_key, 0.0), 1)
+        collected = tl.where((tl.arange(0, OFFSETS) == t)[None, :], own[:, None], collected)
+    return collected
 
 
 @_jit
@@ -139,17 +198,18 @@ def forward_kernel(
     m = tl.arange(0, SPAN)
     key_cols = left + (m - RADIUS) * dilation
     key_there = ((key_cols >= 0) & (key_cols < width))[:, None]
-    offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
-    col_open = (offset >= 0) & (offset < WINDOW)
+    col_offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
+    col_open = (col_offset >= 0) & (col_offset < WINDOW)
     if MASK:
         col_open &= ((key_cols >= 0) & (key_cols < width))[None, :]
     col_term = tl.zeros((TILE, SPAN), SUM)
+    by_row = None
     if HAS_POSITIONS:
         table = _load_table(rel_row, head, 0, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
-        by_row = tl.dot(queries, table, input_precision=PRECISION) * FACTOR  # [queries, offsets]
+        by_row = _dot(queries, table, None, PRECISION) * FACTOR  # [queries, offsets]
         table = _load_table(rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
-        by_col = tl.dot(queries, table, input_precision=PRECISION) * FACTOR
-        col_term = tl.gather(by_col, tl.minimum(tl.maximum(offset, 0), WINDOW - 1), 1)
+        by_col = _dot(queries, table, None, PRECISION) * FACTOR
+        col_term = _spread(by_col, col_offset, WINDOW, OFFSETS)
     col_term = tl.where(col_open, col_term, float('-inf'))
 
     c = tl.arange(0, PADDED)
@@ -165,28 +225,21 @@ def forward_kernel(
     for step in range(0, ROWS + WINDOW - 1):
         key_row = top + (step - RADIUS) * dilation
         row_inside = (key_row >= 0) & (key_row < height)
-        offset = step - n // COLS
-        row_open = (offset >= 0) & (offset < WINDOW)
-        if MASK:
-            row_open &= row_inside
-        if HAS_POSITIONS:
-            logits = col_term + _row_term(by_row, offset, row_open, OFFSETS)[:, None]
-        else:
-            logits = tl.where(row_open[:, None], col_term, float('-inf'))
         there = key_there & row_inside
+        keys = None
         if HAS_KEY:
             keys = tl.load(k + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
-            logits += tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * FACTOR
+        logits = _row_of_logits(
+            queries, keys, by_row, col_term, step - n // COLS, row_inside,
+            FACTOR, WINDOW, OFFSETS, MASK, PRECISION,
+        )  # fmt: skip
         new_peak = tl.maximum(peak, tl.max(logits, 1))
         weights = tl.exp2(logits - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
         peak = new_peak
         total = total * shrink + tl.sum(weights, 1)
         values = tl.load(v + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
-        output = tl.dot(
-            weights.to(values.dtype), values, acc=output * shrink[:, None],
-            input_precision=PRECISION, out_dtype=SUM,
-        )  # fmt: skip
+        output = _dot(weights.to(values.dtype), values, output * shrink[:, None], PRECISION)
 
     # Queries that pad the tile may see no key at all.
     total = tl.where(inside, total, 1.0)
@@ -205,7 +258,7 @@ def backward_queries_kernel(
     g, q, k, v, rel_row, rel_col, logsumexp, gq, delta, partial,
     g_b, g_c, g_h, g_w, q_b, q_c, q_h, q_w, k_b, k_c, k_h, k_w, v_b, v_c, v_h, v_w,
     gq_b, gq_c, gq_h, gq_w,
-    height, width, num_heads, dilation, tiles, groups,
+    height, width, num_heads, dilation, tiles,
     SCALE: tl.constexpr, WINDOW: tl.constexpr, DEPTH: tl.constexpr, MASK: tl.constexpr,
     HAS_KEY: tl.constexpr, HAS_POSITIONS: tl.constexpr, PER_HEAD: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TILE: tl.constexpr, SPAN: tl.constexpr,
@@ -215,13 +268,12 @@ def backward_queries_kernel(
     """Compute the gradients of some tiles of queries, and their part of the relative positions'.
 
     The derivative of a logit is w (dw - delta) for a weight w whose derivative is dw, delta being the
-    sum of w dw over the window. It is known only once the whole window was seen, so each sum over
-    the window is taken twice, with w dw and with w, and delta times the second is subtracted at the end.
+    sum of w dw over the window. So the window is walked through twice, first for delta.
     """
     RADIUS: tl.constexpr = WINDOW // 2
     FACTOR: tl.constexpr = SCALE * _LOG2_E
     program = tl.program_id(0)
-    head, image = (program // groups) % num_heads, program // groups // num_heads
+    head, image = (program // tiles) % num_heads, program // tiles // num_heads
     plane = (image * num_heads + head).to(tl.int64) * height * width
     g = _plane(g, image, head, g_b, g_c, DEPTH, UNIT)
     q = _plane(q, image, head, q_b, q_c, DEPTH, UNIT)
@@ -235,105 +287,87 @@ def backward_queries_kernel(
     m = tl.arange(0, SPAN)
     if HAS_POSITIONS:
         row_table = _load_table(rel_row, head, 0, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
-        col_table = _load_table(
-            rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD
-        )
-        grad_row_table = tl.zeros((PADDED, OFFSETS), SUM)
-        grad_col_table = tl.zeros((PADDED, OFFSETS), SUM)
+        col_table = _load_table(rel_col, head, DEPTH // 2, WINDOW, DEPTH, PADDED, OFFSETS, PER_HEAD)
 
-    for tile in range(program % groups, tiles, groups):
-        top, left = _origin(tile, height, width, dilation, ROWS, COLS)
-        rows, cols = top + n // COLS * dilation, left + n % COLS * dilation
-        inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
-        queries = _load(
-            q, rows, cols, inside, q_c, q_h, q_w, DEPTH, PADDED, UNIT, INDEX
-        )  # [queries, depth]
-        grads = _load(g, rows, cols, inside, g_c, g_h, g_w, DEPTH, PADDED, UNIT, INDEX)
-        place = plane + rows.to(INDEX) * width + cols
-        # The weights of queries that pad the tile come out as zero.
-        lse = tl.load(logsumexp + place, mask=inside, other=float('inf')) * _LOG2_E
+    top, left = _origin(program % tiles, height, width, dilation, ROWS, COLS)
+    rows, cols = top + n // COLS * dilation, left + n % COLS * dilation
+    inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
+    queries = _load(
+        q, rows, cols, inside, q_c, q_h, q_w, DEPTH, PADDED, UNIT, INDEX
+    )  # [queries, depth]
+    grads = _load(g, rows, cols, inside, g_c, g_h, g_w, DEPTH, PADDED, UNIT, INDEX)
+    place = plane + rows.to(INDEX) * width + cols
+    # The weights of queries that pad the tile come out as zero.
+    lse = tl.load(logsumexp + place, mask=inside, other=float('inf')) * _LOG2_E
 
-        key_cols = left + (m - RADIUS) * dilation
-        key_there = ((key_cols >= 0) & (key_cols < width))[:, None] & (c < DEPTH)[None, :]
+    key_cols = left + (m - RADIUS) * dilation
+    key_there = ((key_cols >= 0) & (key_cols < width))[:, None] & (c < DEPTH)[None, :]
+    if HAS_KEY:
         k_at = k + _places(m * 0, key_cols, k_c, k_h, k_w, PADDED, UNIT, INDEX)
-        v_at = v + _places(m * 0, key_cols, v_c, v_h, v_w, PADDED, UNIT, INDEX)
-        offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
-        col_open = (offset >= 0) & (offset < WINDOW)
-        if MASK:
-            col_open &= ((key_cols >= 0) & (key_cols < width))[None, :]
-        col_term = tl.zeros((TILE, SPAN), SUM)
-        if HAS_POSITIONS:
-            by_row = tl.dot(queries, row_table, input_precision=PRECISION) * FACTOR
-            by_col = tl.dot(queries, col_table, input_precision=PRECISION) * FACTOR
-            col_term = tl.gather(by_col, tl.minimum(tl.maximum(offset, 0), WINDOW - 1), 1)
-            by_row_1 = tl.zeros((TILE, OFFSETS), SUM)
-            by_row_0 = tl.zeros((TILE, OFFSETS), SUM)
-            by_key_col_1 = tl.zeros((TILE, SPAN), SUM)
-            by_key_col_0 = tl.zeros((TILE, SPAN), SUM)
-        col_term = tl.where(col_open, col_term, float('-inf'))
-        sum_1 = tl.zeros((TILE, PADDED), SUM)
-        sum_0 = tl.zeros((TILE, PADDED), SUM)
-        own_delta = tl.zeros((TILE,), SUM)
-        for step in range(0, ROWS + WINDOW - 1):
-            key_row = top + (step - RADIUS) * dilation
-            row_inside = (key_row >= 0) & (key_row < height)
-            offset = step - n // COLS
-            row_open = (offset >= 0) & (offset < WINDOW)
-            if MASK:
-                row_open &= row_inside
-            if HAS_POSITIONS:
-                logits = col_term + _row_term(by_row, offset, row_open, OFFSETS)[:, None]
-            else:
-                logits = tl.where(row_open[:, None], col_term, float('-inf'))
-            there = key_there & row_inside
-            if HAS_KEY:
-                keys = tl.load(k_at + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
-                logits += tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * FACTOR
-            values = tl.load(v_at + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
-            weights = tl.exp2(logits - lse[:, None])  # [queries, keys]
-            products = weights * tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-            by_query = tl.sum(products, 1)
-            own_delta += by_query
-            if HAS_KEY:
-                sum_1 = tl.dot(
-                    products.to(keys.dtype), keys, acc=sum_1,
-                    input_precision=PRECISION, out_dtype=SUM,
-                )  # fmt: skip
-                sum_0 = tl.dot(
-                    weights.to(keys.dtype), keys, acc=sum_0,
-                    input_precision=PRECISION, out_dtype=SUM,
-                )  # fmt: skip
-            if HAS_POSITIONS:
-                by_key_col_1 += products
-                by_key_col_0 += weights
-                chosen = t[None, :] == offset[:, None]
-                by_row_1 += tl.where(chosen, by_query[:, None], 0.0)
-                by_row_0 += tl.where(chosen, tl.sum(weights, 1)[:, None], 0.0)
+    v_at = v + _places(m * 0, key_cols, v_c, v_h, v_w, PADDED, UNIT, INDEX)
+    col_offset = m[None, :] - (n % COLS)[:, None]  # [queries, keys]
+    col_open = (col_offset >= 0) & (col_offset < WINDOW)
+    if MASK:
+        col_open &= ((key_cols >= 0) & (key_cols < width))[None, :]
+    col_term = tl.zeros((TILE, SPAN), SUM)
+    by_row = None
+    if HAS_POSITIONS:
+        by_row = _dot(queries, row_table, None, PRECISION) * FACTOR
+        by_col = _dot(queries, col_table, None, PRECISION) * FACTOR
+        col_term = _spread(by_col, col_offset, WINDOW, OFFSETS)
+    col_term = tl.where(col_open, col_term, float('-inf'))
+    own_delta = tl.zeros((TILE,), SUM)
+    for step in range(0, ROWS + WINDOW - 1):
+        key_row = top + (step - RADIUS) * dilation
+        row_inside = (key_row >= 0) & (key_row < height)
+        there = key_there & row_inside
+        keys = None
+        if HAS_KEY:
+            keys = tl.load(k_at + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
+        logits = _row_of_logits(
+            queries, keys, by_row, col_term, step - n // COLS, row_inside,
+            FACTOR, WINDOW, OFFSETS, MASK, PRECISION,
+        )  # fmt: skip
+        values = tl.load(v_at + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
+        grad_weights = _dot(grads, tl.trans(values), None, PRECISION)
+        own_delta += tl.sum(tl.exp2(logits - lse[:, None]) * grad_weights, 1)
+    tl.store(delta + place, own_delta, mask=inside)
 
-        grad = sum_1 - own_delta[:, None] * sum_0
+    grad = tl.zeros((TILE, PADDED), SUM)
+    if HAS_POSITIONS:
+        grad_by_row = tl.zeros((TILE, OFFSETS), SUM)
+        grad_by_key_col = tl.zeros((TILE, SPAN), SUM)
+    for step in range(0, ROWS + WINDOW - 1):
+        key_row = top + (step - RADIUS) * dilation
+        row_inside = (key_row >= 0) & (key_row < height)
+        there = key_there & row_inside
+        keys = None
+        if HAS_KEY:
+            keys = tl.load(k_at + key_row.to(INDEX) * k_h * UNIT, mask=there, other=0.0)
+        logits = _row_of_logits(
+            queries, keys, by_row, col_term, step - n // COLS, row_inside,
+            FACTOR, WINDOW, OFFSETS, MASK, PRECISION,
+        )  # fmt: skip
+        values = tl.load(v_at + key_row.to(INDEX) * v_h * UNIT, mask=there, other=0.0)
+        grad_weights = _dot(grads, tl.trans(values), None, PRECISION)
+        grad_logits = tl.exp2(logits - lse[:, None]) * (grad_weights - own_delta[:, None])
+        if HAS_KEY:
+            grad = _dot(grad_logits.to(keys.dtype), keys, grad, PRECISION)
         if HAS_POSITIONS:
-            by_row = (by_row_1 - own_delta[:, None] * by_row_0).to(queries.dtype)
-            by_key_col = by_key_col_1 - own_delta[:, None] * by_key_col_0
-            key_col = t[None, :] + (n % COLS)[:, None]  # [queries, offsets]
-            by_col = tl.gather(by_key_col, tl.minimum(key_col, SPAN - 1), 1)
-            by_col = tl.where((t < WINDOW)[None, :], by_col, 0.0).to(queries.dtype)
-            grad = tl.dot(
-                by_row, tl.trans(row_table), acc=grad, input_precision=PRECISION, out_dtype=SUM
-            )
-            grad = tl.dot(
-                by_col, tl.trans(col_table), acc=grad, input_precision=PRECISION, out_dtype=SUM
-            )
-            queries = tl.trans(queries)
-            grad_row_table = tl.dot(
-                queries, by_row, acc=grad_row_table, input_precision=PRECISION, out_dtype=SUM
-            )
-            grad_col_table = tl.dot(
-                queries, by_col, acc=grad_col_table, input_precision=PRECISION, out_dtype=SUM
-            )
-        _store(
-            gq, grad * SCALE, rows, cols, inside, gq_c, gq_h, gq_w, DEPTH, PADDED, UNIT, INDEX
-        )
-        tl.store(delta + place, own_delta, mask=inside)
+            grad_by_key_col += grad_logits
+            chosen = t[None, :] == (step - n // COLS)[:, None]
+            grad_by_row += tl.where(chosen, tl.sum(grad_logits, 1)[:, None], 0.0)
+
+    if HAS_POSITIONS:
+        grad_by_col = _collect(grad_by_key_col, col_offset, WINDOW, OFFSETS)
+        by_row = grad_by_row.to(queries.dtype)
+        by_col = grad_by_col.to(queries.dtype)
+        grad = _dot(by_row, tl.trans(row_table), grad, PRECISION)
+        grad = _dot(by_col, tl.trans(col_table), grad, PRECISION)
+        queries = tl.trans(queries)
+        grad_row_table = _dot(queries, by_row, None, PRECISION)
+        grad_col_table = _dot(queries, by_col, None, PRECISION)
+    _store(gq, grad * SCALE, rows, cols, inside, gq_c, gq_h, gq_w, DEPTH, PADDED, UNIT, INDEX)
 
     if HAS_POSITIONS:
         # [rows or columns, half of the depth, window]
@@ -375,7 +409,16 @@ def backward_keys_kernel(
     inside = (n < ROWS * COLS) & (rows < height) & (cols < width)
     values = _load(
         _plane(v, image, head, v_b, v_c, DEPTH, UNIT),
-        rows, cols, inside, v_c, v_h, v_w, DEPTH, PADDED, UNIT, INDEX,
+        rows,
+        cols,
+        inside,
+        v_c,
+        v_h,
+        v_w,
+        DEPTH,
+        PADDED,
+        UNIT,
+        INDEX,
     )  # fmt: skip  [keys, depth]
     if HAS_KEY:
         keys = _load(
@@ -423,26 +466,20 @@ def backward_keys_kernel(
         open = col_open & ((row_offset >= 0) & (row_offset < WINDOW))[:, None]
         logits = tl.zeros((TILE, SPAN), SUM)
         if HAS_POSITIONS:
-            by_row = tl.dot(row_table, tl.trans(queries), input_precision=PRECISION)
-            by_col = tl.dot(col_table, tl.trans(queries), input_precision=PRECISION)
+            by_row = _dot(row_table, tl.trans(queries), None, PRECISION)
+            by_col = _dot(col_table, tl.trans(queries), None, PRECISION)
             row_offset = tl.minimum(tl.maximum(row_offset, 0), WINDOW - 1)
             row_offset = tl.broadcast_to(row_offset[:, None], (TILE, SPAN))
             # [offsets, queries] to [keys, queries]
             logits += tl.gather(by_row, row_offset, 0) + tl.gather(by_col, col_offset, 0)
         if HAS_KEY:
-            logits += tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+            logits += _dot(keys, tl.trans(queries), None, PRECISION)
         weights = tl.exp2(tl.where(open, logits * FACTOR, float('-inf')) - lse[None, :])
-        grad_values = tl.dot(
-            weights.to(grads.dtype), grads, acc=grad_values,
-            input_precision=PRECISION, out_dtype=SUM,
-        )  # fmt: skip
+        grad_values = _dot(weights.to(grads.dtype), grads, grad_values, PRECISION)
         if HAS_KEY:
-            grad_weights = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+            grad_weights = _dot(values, tl.trans(grads), None, PRECISION)
             grad_logits = weights * (grad_weights - query_delta[None, :])
-            grad_keys = tl.dot(
-                grad_logits.to(queries.dtype), queries, acc=grad_keys,
-                input_precision=PRECISION, out_dtype=SUM,
-            )  # fmt: skip
+            grad_keys = _dot(grad_logits.to(queries.dtype), queries, grad_keys, PRECISION)
 
     _store(
         _plane(gv, image, head, gv_b, gv_c, DEPTH, UNIT), grad_values,

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from sasa_det.ops import available_backends, local_attention
+from sasa_det.ops.geometry import Window, unfold_windows
+from sasa_det.ops.reference import window_logits
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,64 @@ def largest_error(results, expected) -> float:
     ]
     assert all(error == error for error in errors), 'NaN'
     return max(errors)
+
+
+def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options):
+    """The formula in plain PyTorch, every intermediate in the inputs' own type."""
+    window = Window(num_heads=num_heads, **options)
+    logits = window_logits(query, key, rel_row, rel_col, window)
+    weights = logits.flatten(3).softmax(-1).view_as(logits)
+    values = (
+        unfold_windows(value, window)
+        .flatten(2, 3)
+        .unflatten(1, (num_heads, value.shape[1] // num_heads))
+    )
+    return torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
+
+
+def assert_within_the_error_of_plain_pytorch(case, dtype, backend):
+    """The budget is what the plain formula loses in that type."""
+    inputs = case.inputs(dtype)
+    exact = value_and_grads(
+        [None if x is None else x.double() for x in inputs], case.options, 'reference'
+    )
+    results = value_and_grads(inputs, case.options, backend)
+    leaves = with_grad(inputs)
+    plain = attend_plainly(*leaves, **case.options)
+    cotangent = torch.randn(
+        plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    there = [x for x in leaves if x is not None]
+    plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(dtype))]
+    # Results are stored in their type: whatever the way of computing, each loses a unit in the last
+    # place in each term of a product over a head's channels.
+    rounding = torch.finfo(dtype).eps * case.depth * max(x.abs().max().item() for x in exact)
+    for result, peer, truth in zip(results, plain, exact):
+        assert result.dtype == dtype
+        assert rms(result - truth) <= 2 * rms(peer - truth) + rounding
+
+
+def rms(x):
+    """Return the root of the mean square."""
+    return x.double().square().mean().sqrt().item()
+
+
+def strided(x, how):
+    """The same numbers in another layout."""
+    if how == 'channels_last':
+        return x.contiguous(memory_format=torch.channels_last)
+    if how == 'slice_of_fused_channels_last':
+        return strided(strided(x, 'channels_last'), 'slice_of_fused')
+    if how == 'slice_of_fused':
+        return torch.cat((torch.full_like(x, 9), x, torch.full_like(x, 9)), 1).chunk(3, 1)[1]
+    if how == 'transposed':
+        return x.transpose(2, 3).contiguous().transpose(2, 3)
+    if how == 'every_other':
+        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), 9, dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+    assert how == 'expanded'
+    return x[:, :, :1].expand_as(x)
 
 
 # Every combination of the options that changes what is computed, at one small, odd map.

@@ -9,15 +9,15 @@ from cases import (
     OPTIONS,
     SMALL,
     Case,
+    assert_within_the_error_of_plain_pytorch,
     backends,
     largest_error,
+    strided,
     value_and_grads,
     with_grad,
 )  # fmt: skip
 
 from sasa_det.ops import local_attention, native
-from sasa_det.ops.geometry import Window, unfold_windows
-from sasa_det.ops.reference import window_logits
 
 fused = backends('eager', 'native')
 
@@ -52,65 +52,11 @@ def test_gradcheck(case, backend):
     assert torch.autograd.gradcheck(attend, with_grad(case.inputs()))
 
 
-def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options):
-    """The formula in plain PyTorch, every intermediate in the inputs' own type."""
-    window = Window(num_heads=num_heads, **options)
-    logits = window_logits(query, key, rel_row, rel_col, window)
-    weights = logits.flatten(3).softmax(-1).view_as(logits)
-    values = (
-        unfold_windows(value, window)
-        .flatten(2, 3)
-        .unflatten(1, (num_heads, value.shape[1] // num_heads))
-    )
-    return torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
-
-
 @fused
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize('case', [case for case in CASES if case.batch], ids=str)
 def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
-    """The budget is what the plain formula loses in that type."""
-    inputs = case.inputs(dtype)
-    exact = value_and_grads(
-        [None if x is None else x.double() for x in inputs], case.options, 'reference'
-    )
-    results = value_and_grads(inputs, case.options, backend)
-    leaves = with_grad(inputs)
-    plain = attend_plainly(*leaves, **case.options)
-    cotangent = torch.randn(
-        plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
-    )
-    there = [x for x in leaves if x is not None]
-    plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(dtype))]
-    # Results are stored in their type: whatever the way of computing, each loses a unit in the last
-    # place in each term of a product over a head's channels.
-    rounding = torch.finfo(dtype).eps * case.depth * max(x.abs().max().item() for x in exact)
-    for result, peer, truth in zip(results, plain, exact):
-        assert result.dtype == dtype
-        assert rms(result - truth) <= 2 * rms(peer - truth) + rounding
-
-
-def rms(x):
-    """Return the root of the mean square."""
-    return x.double().square().mean().sqrt().item()
-
-
-def strided(x, how):
-    """The same numbers in another layout."""
-    if how == 'channels_last':
-        return x.contiguous(memory_format=torch.channels_last)
-    if how == 'slice_of_fused_channels_last':
-        return strided(strided(x, 'channels_last'), 'slice_of_fused')
-    if how == 'slice_of_fused':
-        return torch.cat((torch.full_like(x, 9), x, torch.full_like(x, 9)), 1).chunk(3, 1)[1]
-    if how == 'transposed':
-        return x.transpose(2, 3).contiguous().transpose(2, 3)
-    if how == 'every_other':
-        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), 9, dtype=x.dtype)
-        wide[..., ::2] = x
-        return wide[..., ::2]
-    assert how == 'expanded'
-    return x[:, :, :1].expand_as(x)
+    assert_within_the_error_of_plain_pytorch(case, dtype, backend)
 
 
 @backends('reference', 'eager', 'native')

@@ -1,0 +1,9 @@
+"""What has to be said before any test imports anything."""
+
+import os
+
+import torch
+
+# Without a GPU the Triton kernels run under Triton's interpreter, which it decides on when it is imported.
+if not torch.cuda.is_available():
+    os.environ['TRITON_INTERPRET'] = '1'
