@@ -26,7 +26,7 @@ def available_backends() -> Dict[str, Optional[str]]:
     Returns:
         Each backend's name with None if it can be used, else the reason why not.
 
-    Example:
+    Examples:
         >>> available_backends()['eager'] is None
         True
     """

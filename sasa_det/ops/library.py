@@ -121,7 +121,7 @@ def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool
         has_key: False for logits q.r alone.
         has_positions: Whether relative positions are given.
 
-    Example:
+    Examples:
         >>> count_macs((1, 8, 10, 10), 3, has_key=True, has_positions=False)
         14400
     """

@@ -66,7 +66,7 @@ def local_attention(
         TypeError: The tensors' types differ, outside autocast.
         RuntimeError: The backend asked for cannot compute this; lists every reason.
 
-    Example:
+    Examples:
         >>> import torch
         >>> query, key, value = torch.randn(3, 2, 16, 20, 30).unbind()
         >>> rel_row, rel_col = torch.randn(2, 1, 2, 7).unbind()
@@ -93,7 +93,7 @@ def check_window(
 ) -> None:
     """Raise a ValueError that names the first option :func:`local_attention` would not take.
 
-    Example:
+    Examples:
         >>> check_window(kernel_size=4, num_heads=8)
         Traceback (most recent call last):
             ...

@@ -21,8 +21,13 @@ _OLDEST_GPU = (8, 0)
 
 def missing() -> Optional[str]:
     """Say why there are no Triton kernels here; None if there are."""
-    if not _interpreted() and not torch.cuda.is_available():
+    if _interpreted():
+        return _import_error()
+    if torch.version.hip is not None or not torch.cuda.is_available():
         return 'it computes on NVIDIA GPUs, and torch finds none here'
+    newest = _newest_gpu()
+    if newest < _OLDEST_GPU:
+        return _too_old('the newest here', newest)
     return _import_error()
 
 
@@ -42,11 +47,18 @@ def refuse(query: Tensor, window: Window) -> Optional[str]:
     if not interpreted:
         capability = torch.cuda.get_device_capability(query.device)
         if capability < _OLDEST_GPU:
-            return (
-                f'it takes GPUs of compute capability {_OLDEST_GPU[0]}.{_OLDEST_GPU[1]} and later, '
-                f'but {query.device} has {capability[0]}.{capability[1]}'
-            )
+            return _too_old(str(query.device), capability)
     return None
+
+
+def _too_old(gpu: str, capability: Tuple[int, int]) -> str:
+    least, has = ('.'.join(map(str, x)) for x in (_OLDEST_GPU, capability))
+    return f'it takes GPUs of compute capability {least} and later, but {gpu} has {has}'
+
+
+@cache
+def _newest_gpu() -> Tuple[int, int]:
+    return max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
 
 
 def _interpreted() -> bool:
@@ -64,13 +76,14 @@ def _import_error() -> Optional[str]:
 
 
 class Tile(NamedTuple):
-    """How a map is cut: the tile's edges, its padding to powers of two, and the warps that compute it."""
+    """How a map is cut: a tile's edges, what pads it to powers of two, its warps, its loads in flight."""
 
     rows: int
     cols: int
     pixels: int
     span: int
     warps: int
+    stages: int
 
 
 @cache
@@ -78,8 +91,8 @@ def choose_tile(window: int, depth: int, itemsize: int) -> Tile:
     """Choose how the kernels cut a map.
 
     One choice for each window, depth and type rather than a search at the first call: results then have
-    the same bits every time. Pixels and warps are the largest and the fewest that stay within
-    the registers, by ``tools/check_triton_builds.py``; nothing has been timed. The edges are those for
+    the same bits every time. Pixels, warps and stages are ones that stay within the registers, by
+    ``tools/check_triton_builds.py``; nothing has been timed. The edges are those for
     which the products compute the fewest pairs of pixels in vain.
 
     Args:
@@ -87,22 +100,24 @@ def choose_tile(window: int, depth: int, itemsize: int) -> Tile:
         depth: Channels of a head.
         itemsize: Bytes of a number.
 
-    Example:
+    Examples:
         >>> choose_tile(7, 32, 2)
-        Tile(rows=6, cols=10, pixels=64, span=16, warps=4)
+        Tile(rows=6, cols=10, pixels=64, span=16, warps=4, stages=2)
     """
     row = pad(depth) * itemsize
     if itemsize == 2:
-        pixels, warps = 64, 4 if row <= 128 else 8
+        pixels, warps, stages = 64, 4 if row <= 128 else 8, 2
+    elif row <= 64:
+        pixels, warps, stages = 64, 4, 2
     else:
-        pixels, warps = 64 if row <= 128 else 32, 8
+        pixels, warps, stages = 64 if row <= 128 else 32, 8, 3
     _, rows, cols, span = max(
         (rows * cols / ((rows + window - 1) * span), rows, cols, span)
         for span in (16, 32, 64)
         for cols in range(1, min(span - window + 1, pixels) + 1)
         for rows in (pixels // cols,)
     )
-    return Tile(rows, cols, pixels, span, warps)
+    return Tile(rows, cols, pixels, span, warps, stages)
 
 
 def pad(size: int) -> int:
@@ -260,7 +275,7 @@ def _launch(
         SUM=tl.float64 if query.dtype == torch.float64 else tl.float32,
         PRECISION=_precision(),
         num_warps=tile.warps,
-        num_stages=2,
+        num_stages=tile.stages,
     )
     return Launch(kernel, batch * window.num_heads * tiles, arguments)
 

@@ -117,6 +117,17 @@ def _dot(a, b, total, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _is_inside(row, height):
+    """Say whether a row lies in the map, in a block of one.
+
+    Not as a scalar: Triton 3.9's interpreter makes integers of a scalar condition. It compiles to the
+    same registers.
+    """
+    row += tl.zeros((1,), tl.int32)
+    return (row >= 0) & (row < height)
+
+
+@triton.jit
 def _row_of_logits(
     queries, keys, by_row, col_term, row_offset, row_inside,
     FACTOR: tl.constexpr, WINDOW: tl.constexpr, OFFSETS: tl.constexpr, MASK: tl.constexpr,
@@ -130,7 +141,7 @@ def _row_of_logits(
         by_row: [queries, offsets], each query's relative terms of its window's rows, or None.
         col_term: [queries, keys], the columns' terms, -inf where the column is not in the window.
         row_offset: [queries], which of a query's rows this is, if any.
-        row_inside: Whether the row lies in the map.
+        row_inside: [1], whether the row lies in the map.
     """
     row_open = (row_offset >= 0) & (row_offset < WINDOW)
     if MASK:
@@ -224,7 +235,7 @@ def forward_kernel(
     output = tl.zeros((TILE, PADDED), SUM)
     for step in range(0, ROWS + WINDOW - 1):
         key_row = top + (step - RADIUS) * dilation
-        row_inside = (key_row >= 0) & (key_row < height)
+        row_inside = _is_inside(key_row, height)
         there = key_there & row_inside
         keys = None
         if HAS_KEY:
@@ -319,7 +330,7 @@ def backward_queries_kernel(
     own_delta = tl.zeros((TILE,), SUM)
     for step in range(0, ROWS + WINDOW - 1):
         key_row = top + (step - RADIUS) * dilation
-        row_inside = (key_row >= 0) & (key_row < height)
+        row_inside = _is_inside(key_row, height)
         there = key_there & row_inside
         keys = None
         if HAS_KEY:
@@ -339,7 +350,7 @@ def backward_queries_kernel(
         grad_by_key_col = tl.zeros((TILE, SPAN), SUM)
     for step in range(0, ROWS + WINDOW - 1):
         key_row = top + (step - RADIUS) * dilation
-        row_inside = (key_row >= 0) & (key_row < height)
+        row_inside = _is_inside(key_row, height)
         there = key_there & row_inside
         keys = None
         if HAS_KEY:
@@ -452,7 +463,7 @@ def backward_keys_kernel(
     grad_values = tl.zeros((TILE, PADDED), SUM)
     for step in range(0, ROWS + WINDOW - 1):
         query_row = top + (step - RADIUS) * dilation
-        row_inside = (query_row >= 0) & (query_row < height)
+        row_inside = _is_inside(query_row, height)
         there = query_there & row_inside
         queries = tl.load(q + query_row.to(INDEX) * q_h * UNIT, mask=there, other=0.0)
         grads = tl.load(g + query_row.to(INDEX) * g_h * UNIT, mask=there, other=0.0)

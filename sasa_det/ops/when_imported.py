@@ -14,7 +14,7 @@ def when_imported(name: str, act: Callable[[ModuleType], None]) -> None:
         name: The module's full name.
         act: What to call.
 
-    Example:
+    Examples:
         >>> when_imported('sys', lambda module: print(module.__name__))
         sys
     """

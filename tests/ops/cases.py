@@ -68,7 +68,7 @@ def value_and_grads(inputs, options, backend, seed=1):
         output.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     there = [x for x in leaves if x is not None]
-    return [output.detach(), *torch.autograd.grad(output, there, cotangent.to(output.dtype))]
+    return [output.detach(), *torch.autograd.grad(output, there, cotangent.to(output))]
 
 
 def largest_error(results, expected) -> float:
@@ -95,9 +95,9 @@ def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options)
     return torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
 
 
-def assert_within_the_error_of_plain_pytorch(case, dtype, backend):
+def assert_within_the_error_of_plain_pytorch(case, dtype, backend, device='cpu'):
     """The budget is what the plain formula loses in that type."""
-    inputs = case.inputs(dtype)
+    inputs = [None if x is None else x.to(device) for x in case.inputs(dtype)]
     exact = value_and_grads(
         [None if x is None else x.double() for x in inputs], case.options, 'reference'
     )
@@ -108,7 +108,7 @@ def assert_within_the_error_of_plain_pytorch(case, dtype, backend):
         plain.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     there = [x for x in leaves if x is not None]
-    plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(dtype))]
+    plain = [plain, *torch.autograd.grad(plain, there, cotangent.to(plain))]
     # Results are stored in their type: whatever the way of computing, each loses a unit in the last
     # place in each term of a product over a head's channels.
     rounding = torch.finfo(dtype).eps * case.depth * max(x.abs().max().item() for x in exact)
@@ -133,7 +133,7 @@ def strided(x, how):
     if how == 'transposed':
         return x.transpose(2, 3).contiguous().transpose(2, 3)
     if how == 'every_other':
-        wide = torch.full((*x.shape[:3], 2 * x.shape[3]), 9, dtype=x.dtype)
+        wide = x.new_full((*x.shape[:3], 2 * x.shape[3]), 9)
         wide[..., ::2] = x
         return wide[..., ::2]
     assert how == 'expanded'

@@ -68,6 +68,22 @@ except RuntimeError as error:
     assert raised.endswith(f"backend='triton' cannot be used: triton: {reason}")
 
 
+def test_says_that_a_gpu_is_too_old():
+    code = """
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+torch.cuda.get_device_capability = lambda gpu: ((7, 0), (7, 5))[gpu]
+from sasa_det.ops import available_backends
+
+print(available_backends()['triton'])
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    least = 'it takes GPUs of compute capability 8.0 and later'
+    assert done.stdout == f'{least}, but the newest here has 7.5\n'
+
+
 def test_flops_are_counted_however_late_the_counter_is_imported():
     code = """
 import torch

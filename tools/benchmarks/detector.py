@@ -24,7 +24,7 @@ from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.structures import InstanceData
 from rich.progress import Progress
 
@@ -42,18 +42,19 @@ TITLES = {
 }
 
 
-def make_batch(size: int, batch: int) -> dict:
+def make_batch(height: int, width: int, batch: int) -> dict:
     """Make images with eight boxes each, as a dataloader would give them."""
     random = np.random.RandomState(0)
     inputs, samples = [], []
     for _ in range(batch):
-        inputs.append(torch.from_numpy(random.randint(0, 256, (3, size, size), dtype=np.uint8)))
-        corners = random.uniform(0, size / 2, (8, 2))
-        boxes = np.concatenate([corners, corners + random.uniform(16, size / 2, (8, 2))], 1)
+        inputs.append(torch.from_numpy(random.randint(0, 256, (3, height, width), dtype=np.uint8)))
+        corners = random.uniform(0, (width / 2, height / 2), (8, 2))
+        sizes = random.uniform(16, (width / 2, height / 2), (8, 2))
+        boxes = np.concatenate([corners, corners + sizes], 1)
         sample = DetDataSample(
             metainfo=dict(
-                img_shape=(size, size), ori_shape=(size, size), pad_shape=(size, size),
-                batch_input_shape=(size, size), scale_factor=(1.0, 1.0), img_id=0,
+                img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width),
+                batch_input_shape=(height, width), scale_factor=(1.0, 1.0), img_id=0,
             )
         )  # fmt: skip
         sample.gt_instances = InstanceData(
@@ -70,16 +71,23 @@ class Detector:
     Args:
         name: Of a config, without its suffix.
         batch: What to train and infer on.
+        device: Where; on 'cuda' in channels_last, under float16 autocast with scaled gradients.
     """
 
-    def __init__(self, name: str, batch: dict) -> None:
+    def __init__(self, name: str, batch: dict, device: str = 'cpu') -> None:
+        register_all_modules()
+        import sasa_det  # noqa: F401  registers the parts
+
         config = Config.fromfile(CONFIGS / f'{name}.py')
         config.model.backbone.init_cfg = None  # random weights: nothing to download
         config.model.backbone.update(frozen_stages=-1, norm_eval=False)
         self.model = MODELS.build(config.model)
         self.model.init_weights()
+        if device == 'cuda':
+            self.model.to(device, memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6, momentum=0.9)
-        self.optimizer = OptimWrapper(optimizer)
+        wrapper = AmpOptimWrapper if device == 'cuda' else OptimWrapper
+        self.optimizer = wrapper(optimizer=optimizer)
         self.batch = batch
 
     def train(self) -> None:
@@ -110,13 +118,10 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter('ignore')
     logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
-    register_all_modules()
-    import sasa_det  # noqa: F401  registers the parts
-
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
-    batch = make_batch(options.size, options.batch)
+    batch = make_batch(options.size, options.size, options.batch)
     if options.memory_of:
         print(
             peak_growth(lambda: getattr(Detector(options.configs[0], batch), options.memory_of)())

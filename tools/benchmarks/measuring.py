@@ -31,6 +31,60 @@ def describe_machine() -> dict:
     )
 
 
+def describe_gpu() -> dict:
+    """Say what runs: GPU, versions, FLOP/s of a bfloat16 matrix product, bytes/s of a copy."""
+    import triton
+
+    gpu = torch.cuda.get_device_properties(0)
+    clock = by_device_events()
+    a = torch.randn(2**13, 2**13, device='cuda', dtype=torch.bfloat16)
+    source, target = torch.empty(2, 2**28, device='cuda').unbind()
+    return dict(
+        gpu=gpu.name,
+        capability=f'{gpu.major}.{gpu.minor}',
+        multiprocessors=gpu.multi_processor_count,
+        memory_gib=round(gpu.total_memory / 2**30),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
+        triton=triton.__version__,
+        peak_gflops=round(2 * 2**39 / min(clock(lambda: a @ a) for _ in range(20)) / 1e9),
+        copy_gb_per_s=round(
+            2 * source.nbytes / min(clock(lambda: target.copy_(source)) for _ in range(20)) / 1e9
+        ),
+    )
+
+
+def by_device_events() -> Callable:
+    """Return a function that calls what it is given and says how many seconds the GPU was at it.
+
+    First it writes more than the caches hold: they are as cold as amid a network, and what is timed is
+    queued meanwhile, so that the GPU need not wait for Python.
+    """
+    rubbish = torch.empty(2**30, dtype=torch.uint8, device='cuda')
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def clock(call: Callable) -> float:
+        rubbish.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    return clock
+
+
+def gpu_peak_growth(call: Callable) -> int:
+    """Call, and measure by how many bytes the GPU memory of this process grew at its peak."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def _matrix_product() -> float:
     """Measure FLOP/s at a matrix product, which no kernel can hope to exceed."""
     a, b = torch.randn(2, 1536, 1536).unbind()
@@ -50,7 +104,10 @@ def _seconds(function: Callable) -> float:
 
 
 def take_turns(
-    subjects: Dict[str, Dict[str, Callable]], seconds: float, least: int = 3
+    subjects: Dict[str, Dict[str, Callable]],
+    seconds: float,
+    least: int = 3,
+    clock: Callable = _seconds,
 ) -> Dict[str, Dict[str, float]]:
     """Time subjects round by round, so that a machine's moods meet all of them.
 
@@ -58,6 +115,7 @@ def take_turns(
         subjects: By name, and then by the name of the measure, what to call.
         seconds: For each subject; then it leaves the round.
         least: Number of rounds that no subject leaves.
+        clock: Calls what it is given and returns how many seconds that took.
 
     Returns:
         Median seconds by the same names.
@@ -73,7 +131,7 @@ def take_turns(
             if rounds >= least and spent[name] >= seconds:
                 continue
             for measure, call in calls.items():
-                passed = _seconds(call)
+                passed = clock(call)
                 times[name][measure].append(passed)
                 spent[name] += passed
         rounds += 1
