@@ -30,7 +30,7 @@ class MixedValues(nn.Module):
     Shape:
         (N, 16, in_channels), blocks row by row, to (N, 16, out_channels).
 
-    Example:
+    Examples:
         >>> MixedValues(3, 8, num_mixtures=4)(torch.zeros(6, 16, 3)).shape
         torch.Size([6, 16, 8])
     """
@@ -93,7 +93,7 @@ class AttentionStem(nn.Module):
     Raises:
         ValueError: An argument is not as above; names the argument, its value and what it may be.
 
-    Example:
+    Examples:
         >>> AttentionStem()(torch.zeros(2, 3, 65, 96)).shape
         torch.Size([2, 64, 17, 24])
     """

@@ -26,7 +26,7 @@ def build_attention(
     Raises:
         ValueError: A key or a value is not accepted.
 
-    Example:
+    Examples:
         >>> build_attention(dict(kernel_size=5, num_heads=4), 16, 32).kernel_size
         5
     """
@@ -39,7 +39,7 @@ def build_attention(
 def check_attn_cfg(attn_cfg: Optional[dict]) -> None:
     """Raise a ValueError if this is neither None nor a dict of LocalSelfAttention2d's arguments.
 
-    Example:
+    Examples:
         >>> check_attn_cfg(dict(kernel=7))
         Traceback (most recent call last):
             ...

@@ -51,7 +51,7 @@ def build_sasa(
         ValueError: See :class:`LocalSelfAttention2d`; or the host asks for a grouped convolution, or
             for one that changes the size of the map by its padding.
 
-    Example:
+    Examples:
         >>> from mmcv.cnn import ConvModule
         >>> conv_cfg = dict(type='SASA', kernel_size=7, num_heads=4)
         >>> ConvModule(16, 32, 3, padding=1, conv_cfg=conv_cfg).conv.kernel_size

@@ -1,6 +1,7 @@
 """Stand-alone self-attention as a layer."""
 
-from typing import Optional, Tuple, Union
+import math
+from typing import NamedTuple, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +9,18 @@ from torch import Tensor, nn
 
 from ..ops import check_window
 from ..ops.geometry import Window
-from ..ops.reference import attention_weights
+from ..ops.reference import window_logits
 from .position import check_sinusoidal_channels, sinusoidal_positions
 from .projected_attention import project, projected_attention
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
-# The head start of a window's centre row and column, in units of the logits' standard deviation.
-CENTRE = 5.0
+# How far a head's own neighbour is ahead of the others at first, in its row and in its column.
+LEAD = 8.0
+# What is left then of the logits' unit variance, a factor of the weights of queries and keys.
+CALM = 0.3
+# The neighbours, row and column from the pixel itself, in the order in which heads take them.
+NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 class Projection(nn.Module):
@@ -30,7 +35,7 @@ class Projection(nn.Module):
         bias: Whether to add a learned bias.
         std: Standard deviation of the initial weight.
 
-    Example:
+    Examples:
         >>> Projection(8, 16, bias=False, std=0.1)(torch.zeros(2, 8, 4, 5)).shape
         torch.Size([2, 16, 4, 5])
     """
@@ -58,6 +63,20 @@ class Projection(nn.Module):
         return f'{in_channels}, {out_channels}, bias={self.bias is not None}'
 
 
+class AttentionTerms(NamedTuple):
+    """Where query pixels look, and what makes them look there; each (P, num_heads, k, k).
+
+    Attributes:
+        weights: The softmax of the terms' sum, each k x k summing to one.
+        content: The logits q.k, times the layer's scale; None where the layer has no such term.
+        position: The logits q.r of the learned relative positions, likewise.
+    """
+
+    weights: Tensor
+    content: Optional[Tensor]
+    position: Optional[Tensor]
+
+
 class LocalSelfAttention2d(nn.Module):
     """Replace a spatial convolution by self-attention in a window around each pixel.
 
@@ -74,8 +93,8 @@ class LocalSelfAttention2d(nn.Module):
             paper replaces a strided convolution. Output size ceil(H / stride), Conv2d's.
         dilation: Distance in pixels between neighbours in a window.
         bias: Add a bias to the projections (a key's would cancel in the softmax, so there is none).
-            With relative positions the queries' starts out pointing at the centre of the window:
-            the layer is close to a 1x1 convolution at first, where it would otherwise be a blur.
+            With relative positions the queries' starts out pointing each head at another neighbour:
+            the layer is close to a convolution at first, where it would otherwise be a blur.
         position: 'relative': learned row and column offsets, the paper's choice; 'absolute':
             sinusoids added to the input (Table 5); 'none'.
         position_per_head: Learn offsets for each head rather than one set for all. The paper does not
@@ -95,7 +114,7 @@ class LocalSelfAttention2d(nn.Module):
     Raises:
         ValueError: An argument is not as above; names the argument, its value and what it may be.
 
-    Example:
+    Examples:
         >>> layer = LocalSelfAttention2d(16, 32, kernel_size=7, num_heads=4, stride=2)
         >>> layer(torch.zeros(2, 16, 25, 30)).shape
         torch.Size([2, 32, 13, 15])
@@ -128,8 +147,10 @@ class LocalSelfAttention2d(nn.Module):
         _check_channels(in_channels, out_channels, num_heads, position)
         if not isinstance(stride, int) or stride < 1:
             raise ValueError(f'stride must be an integer of at least 1, but is {stride!r}')
-        if value_std is not None and not value_std > 0:
-            raise ValueError(f'value_std must be a number above 0 or None, but is {value_std!r}')
+        if value_std is not None and not (_is_finite(value_std) and value_std > 0):
+            raise ValueError(
+                f'value_std must be a finite number above 0 or None, but is {value_std!r}'
+            )
 
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -146,6 +167,8 @@ class LocalSelfAttention2d(nn.Module):
         depth = out_channels // num_heads
         # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
         std = in_channels**-0.5 * depth**-0.25
+        if bias and position == 'relative':
+            std *= CALM
         self.query = Projection(in_channels, out_channels, bias, std)
         self.key = Projection(in_channels, out_channels, False, std) if 'qk' in logits else None
         value_std = in_channels**-0.5 if value_std is None else value_std
@@ -161,7 +184,7 @@ class LocalSelfAttention2d(nn.Module):
             self.register_parameter('rel_row', None)
             self.register_parameter('rel_col', None)
         self._reset_positions()
-        self._look_at_own_pixel()
+        self._look_apart()
 
     # What mmcv's ConvModule reads off the layer that it wraps.
     groups = 1
@@ -179,22 +202,35 @@ class LocalSelfAttention2d(nn.Module):
             nn.init.normal_(self.rel_row, std=std)
             nn.init.normal_(self.rel_col, std=std)
 
-    def _look_at_own_pixel(self) -> None:
-        """Have the biases of the queries favour a window's centre.
+    def _look_apart(self) -> None:
+        """Have the biases of the queries point each head at another neighbour.
 
-        Random logits of unit variance make attention a blur at first, and a stack of blurs loses
-        what it should find before it has learnt to look. With the centre ahead of its row and column
-        by CENTRE each, a layer starts close to a 1x1 convolution and widens as it learns.
+        Random logits make attention a blur at first, and a stack of blurs loses what it should find
+        before it has learnt to look; heads that all look at the pixel itself see no shapes. So heads
+        start apart, as Cordonnier et al. (https://arxiv.org/abs/1911.03584) show that attention can
+        express a convolution, and what a pixel contains comes in as it is learnt.
         """
-        if self.query.bias is None or self.rel_row is None:
+        if self.query.bias is None or self.rel_row is None or self.kernel_size == 1:
             return
-        # As large as a query's own entries, so that q.k gains unit variance, and no more, by it.
-        entry = (self.out_channels // self.num_heads) ** -0.25
-        nn.init.constant_(self.query.bias, entry)
+        depth = self.out_channels // self.num_heads
+        half, entry = depth // 2, depth**-0.25
+        # Offsets -1, 0 and 1 are three directions of a plane, 120 degrees apart; a query that points
+        # along one of them prefers it. A line, where depth is 2, only has room for the pixel itself.
+        angles = torch.arange(3) * (2 * math.pi / 3)
+        plane = torch.stack([angles.cos(), angles.sin()]) * 2**0.5
+        directions = plane.repeat(-(-half // 2), 1)[:half] if half > 1 else torch.eye(3)[1:2]
+        bias = self.query.bias.data.view(self.num_heads, 2, half)
+        for head in range(self.num_heads):
+            row, col = NEIGHBOURS[head % len(NEIGHBOURS)] if half > 1 < self.num_heads else (0, 0)
+            bias[head, 0] = entry * directions[:, 1 + row]
+            bias[head, 1] = entry * directions[:, 1 + col]
+        lead = directions * (LEAD / entry / directions[:, 1].square().sum())
+        centre = self.kernel_size // 2
         for table in (self.rel_row.data, self.rel_col.data):
-            # To the bias, one number throughout, all offsets look alike but the centre.
-            table -= table.mean(1, keepdim=True)
-            table[:, :, self.kernel_size // 2] += CENTRE / (entry * table.shape[1])
+            # What was drawn must not show in the plane, or heads would prefer at random.
+            for first in range(min(half, 2)):
+                table[:, first::2] -= table[:, first::2].mean(1, keepdim=True)
+            table[:, :, centre - 1 : centre + 2] += lead
 
     def init_weights(self) -> None:
         """Draw all weights anew; the name that mmengine and mmcv call it by."""
@@ -202,7 +238,7 @@ class LocalSelfAttention2d(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
         self._reset_positions()
-        self._look_at_own_pixel()
+        self._look_apart()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, then pool where the layer has a stride."""
@@ -241,22 +277,45 @@ class LocalSelfAttention2d(nn.Module):
             (P, num_heads, k, k), each k x k summing to one; with border='zeros' positions out of the
             map carry weight as well.
 
-        Example:
+        Examples:
             >>> layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4)
             >>> weights = layer.attention_weights(torch.randn(1, 16, 8, 8), torch.tensor([[4, 4]]))
             >>> weights.shape, bool(weights.sum((-2, -1)).allclose(torch.ones(1, 4)))
             (torch.Size([1, 4, 3, 3]), True)
+        """
+        return self.attention_terms(x, points).weights
+
+    @torch.no_grad()
+    def attention_terms(self, x: Tensor, points: Tensor) -> AttentionTerms:
+        """Compute where given query pixels look, and the terms of the logits that say so.
+
+        Args:
+            x: The layer's input (1, in_channels, H, W).
+            points: (P, 2) row and column of the query pixels, in pixels of x.
+
+        Raises:
+            ValueError: x is a batch, or no map.
+
+        Examples:
+            >>> layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4, logits='qr')
+            >>> terms = layer.attention_terms(torch.randn(1, 16, 8, 8), torch.tensor([[4, 4]]))
+            >>> terms.content is None, terms.position.shape
+            (True, torch.Size([1, 4, 3, 3]))
         """
         if x.dim() != 4 or x.shape[0] != 1:
             raise ValueError(f'x must be one map (1, C, H, W), but is {tuple(x.shape)}')
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         window = Window(self.kernel_size, self.num_heads, self.dilation, self.border, self.scale)
-        key = None if self.key is None else self.key(x)
-        weights = attention_weights(
-            self.query(x), key, self.rel_row, self.rel_col, window, tuple(points.t())
-        )
-        return weights[0].transpose(0, 1)
+        query, points = self.query(x), tuple(points.t())
+
+        def logits(key, rel_row, rel_col):
+            return window_logits(query, key, rel_row, rel_col, window, points)[0].transpose(0, 1)
+
+        content = None if self.key is None else logits(self.key(x), None, None)
+        position = None if self.rel_row is None else logits(None, self.rel_row, self.rel_col)
+        both = sum(term for term in (content, position) if term is not None)
+        return AttentionTerms(both.flatten(2).softmax(-1).view_as(both), content, position)
 
     def extra_repr(self) -> str:
         """Show what the layer is, as torch's layers do."""
@@ -266,6 +325,10 @@ class LocalSelfAttention2d(nn.Module):
             f'position={self.position!r}, logits={self.logits!r}, border={self.border!r}, '
             f'scale={self.scale}, backend={self.backend!r}'
         )
+
+
+def _is_finite(number) -> bool:
+    return isinstance(number, (int, float)) and math.isfinite(number)
 
 
 def _as_one(name: str, size) -> int:

@@ -19,7 +19,7 @@ def sinusoidal_positions(like: Tensor) -> Tensor:
     Raises:
         ValueError: C is not divisible by 4.
 
-    Example:
+    Examples:
         >>> positions = sinusoidal_positions(torch.zeros(1, 8, 5, 6))
         >>> bool((positions[:4, 2, 0] == positions[:4, 2, 5]).all())
         True

@@ -20,7 +20,7 @@ def project(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     Returns:
         (B, out_channels, H, W).
 
-    Example:
+    Examples:
         >>> project(torch.zeros(2, 8, 4, 5), torch.zeros(16, 8)).shape
         torch.Size([2, 16, 4, 5])
     """
@@ -57,7 +57,7 @@ def projected_attention(
     Returns:
         (B, out_channels, H, W).
 
-    Example:
+    Examples:
         >>> x, weights = torch.randn(2, 8, 4, 5), [torch.randn(8, 8) for _ in range(3)]
         >>> options = dict(kernel_size=3, num_heads=2, dilation=1, border='zeros', scale=1.0)
         >>> projected_attention(x, weights, [None] * 3, None, None, **options, backend='auto').shape

@@ -21,7 +21,7 @@ def describe_head_start(
     Returns:
         Three lines; blocks of a stage in one: ``layer1.*.conv2``.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
         >>> print(describe_head_start(model, ['1.weight'], ['fc.bias']))
         taken as they are: 0

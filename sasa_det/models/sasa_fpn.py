@@ -26,7 +26,7 @@ class SASAFPN(FPN):
     Raises:
         ValueError: An argument is not as above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> neck = SASAFPN([16, 32], 32, num_outs=3, add_extra_convs='on_output',
         ...                attn_cfg=dict(kernel_size=7, num_heads=4))

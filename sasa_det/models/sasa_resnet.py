@@ -23,7 +23,7 @@ class SASABottleneck(Bottleneck):
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`.
         args, kwargs: Those of mmdet's Bottleneck.
 
-    Example:
+    Examples:
         >>> import torch
         >>> block = SASABottleneck(64, 16, attn_cfg=dict(kernel_size=3, num_heads=4))
         >>> block(torch.zeros(1, 64, 8, 8)).shape
@@ -60,7 +60,7 @@ class SASAResNet(ResNet):
     Raises:
         ValueError: An argument is not as above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> backbone = SASAResNet(26, base_channels=16, attn_stages=(False, False, True, True),
         ...                       attn_cfg=dict(kernel_size=7, num_heads=4))

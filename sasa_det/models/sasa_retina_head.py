@@ -30,7 +30,7 @@ class SASARetinaHead(RetinaHead):
     Raises:
         ValueError: An argument is not as above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> head = SASARetinaHead(3, 32, feat_channels=32, stacked_convs=2,
         ...                       attn_cfg=dict(kernel_size=7, num_heads=4))

@@ -7,6 +7,7 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
 
 from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.layers.local_self_attention import NEIGHBOURS
 from sasa_det.layers.position import sinusoidal_positions
 from sasa_det.ops import local_attention
 
@@ -131,16 +132,35 @@ def test_initial_logits_have_unit_variance(depth):
 
 
 @pytest.mark.parametrize('position_per_head', [False, True])
-def test_with_a_bias_starts_out_close_to_a_pointwise_convolution(position_per_head):
+@pytest.mark.parametrize('num_heads', [1, 2, 4, 8])
+def test_with_a_bias_each_head_starts_out_at_a_neighbour_of_its_own(num_heads, position_per_head):
     torch.manual_seed(0)
     layer = LocalSelfAttention2d(
-        64, kernel_size=7, num_heads=4, bias=True, position_per_head=position_per_head
+        64, kernel_size=7, num_heads=num_heads, bias=True, position_per_head=position_per_head
     )
+    weights = layer.attention_weights(torch.randn(1, 64, 12, 12), torch.tensor([[5, 5], [6, 7]]))
+    places = {
+        head: (int(peak) // 7 - 3, int(peak) % 7 - 3)
+        for head, peak in enumerate(weights.mean(0).flatten(1).argmax(1))
+    }
+    assert weights.flatten(2).amax(2).min() > 0.5
+    assert len(set(places.values())) == num_heads
+    expected = NEIGHBOURS[:num_heads] if num_heads > 1 else [(0, 0)]
+    assert list(places.values()) == list(expected)
+
+
+def test_heads_of_two_channels_start_out_at_the_pixel_itself():
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(8, kernel_size=5, num_heads=4, bias=True)
+    weights = layer.attention_weights(torch.randn(1, 8, 9, 9), torch.tensor([[4, 4], [0, 8]]))
+    assert weights[:, :, 2, 2].min() > 0.5
+
+
+def test_without_a_bias_it_starts_out_without_preference():
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(64, kernel_size=7, num_heads=4)
     x = torch.randn(1, 64, 12, 12)
-    weights = layer.attention_weights(x, torch.tensor([[5, 5], [6, 7]]))
-    assert weights[:, :, 3, 3].mean() > 0.5
-    without = LocalSelfAttention2d(64, kernel_size=7, num_heads=4)
-    assert without.attention_weights(x, torch.tensor([[5, 5]]))[:, :, 3, 3].mean() < 0.1
+    assert layer.attention_weights(x, torch.tensor([[5, 5]]))[:, :, 3, 3].mean() < 0.1
 
 
 def test_conv_initialisers_do_not_reach_it():
@@ -175,6 +195,27 @@ def test_attention_weights_are_those_that_forward_uses(position, border):
         assert torch.allclose(layer(x)[0, :, y, col], expected)
 
 
+@pytest.mark.parametrize('logits', ['qk+qr', 'qk', 'qr'])
+def test_attention_terms_are_the_two_products_of_the_formula(logits):
+    position = 'none' if logits == 'qk' else 'relative'
+    layer = small(position=position, logits=logits, scale=0.5, position_per_head=True)
+    x = X[:1]
+    terms = layer.attention_terms(x, torch.tensor([[4, 3]]))
+    query = conv(x, layer.query)[0, :, 4, 3].view(4, 6)
+    expected = {'content': None, 'position': None}
+    if 'qk' in logits:
+        keys = conv(x, layer.key)[0, :, 3:6, 2:5].view(4, 6, 3, 3)
+        expected['content'] = 0.5 * torch.einsum('hd,hdij->hij', query, keys)[None]
+    if 'qr' in logits:
+        row = torch.einsum('hd,hdi->hi', query[:, :3], layer.rel_row)
+        col = torch.einsum('hd,hdj->hj', query[:, 3:], layer.rel_col)
+        expected['position'] = 0.5 * (row[:, :, None] + col[:, None])[None]
+    both = sum(term for term in expected.values() if term is not None)
+    torch.testing.assert_close(terms.weights, both.flatten(2).softmax(-1).view(1, 4, 3, 3))
+    for name, term in expected.items():
+        torch.testing.assert_close(getattr(terms, name), term)
+
+
 @pytest.mark.parametrize(
     'kwargs, message',
     [
@@ -192,7 +233,7 @@ def test_attention_weights_are_those_that_forward_uses(position, border):
         (dict(logits='qr', position='none'), "logits='qr' does not go with position='none'"),
         (dict(logits='qk'), "logits='qk' does not go with position='relative'"),
         (dict(backend='fast'), r"backend must be one of .*, but is 'fast'"),
-        (dict(value_std=-1), 'value_std must be a number above 0 or None, but is -1'),
+        (dict(value_std=-1), 'value_std must be a finite number above 0 or None, but is -1'),
         (dict(out_channels=0), 'out_channels must be an integer of at least 1, but is 0'),
     ],
 )
