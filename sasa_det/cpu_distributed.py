@@ -36,7 +36,7 @@ def join_processes() -> None:
 
     mmengine joins them itself on GPUs, and leaves it where it has been done.
 
-    Example:
+    Examples:
         >>> join_processes()  # not started by torchrun: nothing to do
     """
     if 'TORCHELASTIC_RUN_ID' not in os.environ or torch.cuda.is_available():

@@ -1,8 +1,9 @@
 # mmdet's RetinaNet with our types in the place of its own. Without attn_cfg every part of them is
 # a convolution, and the model is mmdet's to the bit; a leaf gives attn_cfg to the parts that attend.
-_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+_base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './resumable.py']
 
 custom_imports = dict(imports=['sasa_det'])
+default_hooks = {{_base_.resumable_hooks}}
 
 model = dict(
     backbone=dict(type='SASAResNet'),

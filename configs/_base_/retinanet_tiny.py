@@ -42,7 +42,7 @@ model = dict(
         num_classes=80,
         in_channels=64,
         feat_channels=64,
-        stacked_convs=1,
+        stacked_convs=4,
         # One set of weights for all levels, so no batch statistics, which differ between levels.
         norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),
         anchor_generator=dict(

@@ -20,7 +20,8 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 
-model = dict(bbox_head=dict(num_classes=3))
+# Cells are round.
+model = dict(bbox_head=dict(num_classes=3, anchor_generator=dict(ratios=[1.0])))
 
 optim_wrapper = dict(optimizer=dict(lr=0.002))  # for a batch of 4
 

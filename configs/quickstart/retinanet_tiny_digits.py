@@ -4,4 +4,5 @@ _base_ = [
     '../_base_/schedules/schedule_tiny.py',
 ]
 
-model = dict(bbox_head=dict(num_classes=10))
+# A digit is half as high again as it is wide.
+model = dict(bbox_head=dict(num_classes=10, anchor_generator=dict(ratios=[1.5])))

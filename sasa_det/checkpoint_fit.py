@@ -1,0 +1,208 @@
+"""Whether a checkpoint holds a model's weights; if not, what differs and which config would fit."""
+
+import ast
+from pathlib import Path
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple
+
+import torch
+from mmengine.config import Config
+from torch import nn
+
+Shapes = Dict[str, Tuple[int, ...]]
+
+_SHOWN = 8
+
+
+def describe_misfit(
+    model: nn.Module,
+    checkpoint: Mapping,
+    model_cfg: Optional[Mapping] = None,
+    *,
+    search: bool = True,
+) -> str:
+    """Say how a checkpoint's weights differ from a model's, and what would fit.
+
+    Args:
+        model: What the checkpoint is to be loaded into.
+        checkpoint: What was read from the file: mmengine's dict, or the weights alone.
+        model_cfg: The config's ``model``. With it, options that were others when the checkpoint was
+            written are named.
+        search: Look for a config of this package that fits, which takes seconds.
+
+    Returns:
+        A text of some lines, empty where all weights are there in the model's shapes and no others.
+
+    Examples:
+        >>> print(describe_misfit(nn.Linear(2, 3), {'weight': torch.zeros(3, 4)}, search=False))
+        1 weight has another shape:
+          weight: (3, 4) in the checkpoint, (3, 2) in the model
+        1 weight is not in the checkpoint: bias
+    """
+    found = shapes(checkpoint.get('state_dict', checkpoint))
+    expected = shapes(model.state_dict())
+    lines = _differences(found, expected)
+    if not lines:
+        return ''
+    written_with = _written_model_cfg(checkpoint)
+    if model_cfg is not None and written_with is not None:
+        options = list(_differing_options(written_with, model_cfg, 'model'))
+        if options:
+            lines.append('The config that the checkpoint was written with has')
+            lines += [f'  {option}' for option in options[:_SHOWN]]
+    if search:
+        fitting = find_fitting_config(found)
+        lines.append(
+            'No config of sasa_det fits it.' if fitting is None else f'It fits sasa_det::{fitting}'
+        )
+    return '\n'.join(lines)
+
+
+def shapes(state_dict: Mapping) -> Shapes:
+    """List the shapes of weights, without the counts of batches that torch makes up where they lack.
+
+    Args:
+        state_dict: The weights by name; wrappers' ``module.`` is taken off.
+
+    Examples:
+        >>> shapes({'module.fc.bias': torch.zeros(3), 'bn.num_batches_tracked': torch.tensor(1)})
+        {'fc.bias': (3,)}
+    """
+    return {
+        name.removeprefix('module.'): tuple(value.shape)
+        for name, value in state_dict.items()
+        if isinstance(value, torch.Tensor) and not name.endswith('num_batches_tracked')
+    }
+
+
+def find_fitting_config(found: Shapes) -> Optional[str]:
+    """Find the config of this package whose model has these weights.
+
+    Models are built without memory for their weights. The number of classes may be another.
+
+    Args:
+        found: Shapes of the weights, see :func:`shapes`.
+
+    Returns:
+        Path of the first that fits below ``configs``, and the number of classes where it is not the
+        config's; None if none does.
+
+    Examples:
+        >>> find_fitting_config({'fc.bias': (3,)}) is None  # doctest: +SKIP
+        True
+    """
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    if not any(name.startswith(('bbox_head.', 'roi_head.')) for name in found):
+        return None  # a classifier or something else; none of the detectors
+    folder = Path(__file__).parent / '.mim' / 'configs'
+    for place in _likely_folders(found):
+        for path in sorted((folder / place).glob('*.py')):
+            if path.stem.endswith('paper-150e_coco'):
+                continue  # the models of their 1x
+            with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
+                model = MODELS.build(Config.fromfile(path).model)
+            classes = _classes_that_fit(found, shapes(model.state_dict()), _num_classes(model))
+            if classes:
+                name = path.relative_to(folder).as_posix()
+                same = classes == _num_classes(model)
+                return name if same else f'{name} with {classes} classes'
+    return None
+
+
+def _likely_folders(found: Shapes) -> Tuple[str, ...]:
+    """Where a model with such weights may be: to build all of the configs takes a minute."""
+    if not any(name.startswith('bbox_head.retina_') for name in found):
+        return ('other_detectors',)
+    channels = found.get('neck.lateral_convs.0.conv.weight', (256,))[0]
+    return ('quickstart', 'bccd') if channels < 256 else ('retinanet', 'paper')
+
+
+def _num_classes(model: nn.Module) -> int:
+    head = getattr(model, 'bbox_head', None)
+    return getattr(head, 'num_classes', None) or 1
+
+
+def _classes_that_fit(found: Shapes, expected: Shapes, classes: int) -> int:
+    """Number of classes with which all shapes would agree; 0 if there is none."""
+    if found.keys() != expected.keys():
+        return 0
+    fitting = {classes}
+    for name, shape in found.items():
+        if shape == expected[name]:
+            continue
+        if shape[1:] != expected[name][1:] or shape[0] * classes % expected[name][0]:
+            return 0
+        fitting = {shape[0] * classes // expected[name][0]} | (fitting - {classes})
+    return fitting.pop() if len(fitting) == 1 else 0
+
+
+def _differences(found: Shapes, expected: Shapes) -> List[str]:
+    lines = []
+    other = [name for name in expected if name in found and found[name] != expected[name]]
+    if other:
+        lines.append(f'{_count(other, "has", "have")} another shape:')
+        lines += [
+            f'  {name}: {found[name]} in the checkpoint, {expected[name]} in the model'
+            for name in other[:_SHOWN]
+        ]
+        if len(other) > _SHOWN:
+            lines.append('  ...')
+    missing = [name for name in expected if name not in found]
+    if missing:
+        lines.append(f'{_count(missing, "is", "are")} not in the checkpoint: {_some(missing)}')
+    extra = [name for name in found if name not in expected]
+    if extra:
+        lines.append(f'{_count(extra, "is", "are")} not in the model: {_some(extra)}')
+    return lines
+
+
+def _count(names: list, one: str, many: str) -> str:
+    return f'1 weight {one}' if len(names) == 1 else f'{len(names)} weights {many}'
+
+
+def _some(names: List[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
+
+
+def _written_model_cfg(checkpoint: Mapping) -> Optional[dict]:
+    """The ``model`` of the config that mmengine noted; read, not run, as anything may stand there."""
+    meta = checkpoint.get('meta')
+    text = meta.get('cfg') if isinstance(meta, Mapping) else None
+    if not isinstance(text, str):
+        return None
+    try:
+        for statement in ast.parse(text).body:
+            if isinstance(statement, ast.Assign) and statement.targets[0].id == 'model':
+                return _literal(statement.value)
+    except (SyntaxError, ValueError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+def _literal(node):
+    """The value of a literal in which dicts may be written as ``dict(name=...)``."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_literal(item) for item in node.elts]
+    return ast.literal_eval(node)
+
+
+def _differing_options(there, here, name: str) -> Iterator[str]:
+    """Lines of the options of a model that differ; initialisation does not change its weights' shapes."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in dict.fromkeys([*there, *here]):
+            if key not in ('_scope_', 'init_cfg', 'data_preprocessor', 'train_cfg', 'test_cfg'):
+                yield from _differing_options(there.get(key), here.get(key), f'{name}.{key}')
+    elif _plain(there) != _plain(here):
+        yield f'{name}={_plain(there)!r}, not {_plain(here)!r}'
+
+
+def _plain(value):
+    """Lists for tuples and dicts for mmengine's, as they read alike in a config."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if key != '_scope_'}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
