@@ -5,5 +5,12 @@ scikit-learn, which a detector does without.
 """
 
 from .checked_coco import CheckedCocoDataset, check_classes, check_images, load_annotations
+from .entry_problems import check_entries
 
-__all__ = ['CheckedCocoDataset', 'check_classes', 'check_images', 'load_annotations']
+__all__ = [
+    'CheckedCocoDataset',
+    'check_classes',
+    'check_entries',
+    'check_images',
+    'load_annotations',
+]

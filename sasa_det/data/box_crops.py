@@ -41,7 +41,7 @@ def crop_boxes(
         FileNotFoundError: The data are not there.
         ValueError: ``size`` or ``context`` is out of range, or a split has no box.
 
-    Example:
+    Examples:
         >>> crop_boxes('data/digits', 'data/digit-crops')  # doctest: +SKIP
         {'train': 10880, 'val': 2138}
     """

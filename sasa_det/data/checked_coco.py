@@ -2,14 +2,20 @@
 
 import difflib
 import json
+import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import List, Sequence
+from typing import List, Optional, Sequence
 
+import cv2
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS
 from mmengine.fileio import get_local_path
+from mmengine.logging import print_log
+
+from .entry_problems import check_entries
+from .image_problems import find_image_problem
 
 _NEEDED = {
     'images': ('id', 'file_name', 'width', 'height'),
@@ -31,7 +37,7 @@ def load_annotations(path) -> dict:
         FileNotFoundError: There is no such file.
         ValueError: It is not JSON, or not in COCO's format.
 
-    Example:
+    Examples:
         >>> load_annotations('no/such.json')  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
@@ -95,7 +101,7 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
         ValueError: The classes are no tuple or list, some are in the config only, or given twice,
             or in another order.
 
-    Example:
+    Examples:
         >>> check_classes('a.json', {'categories': [{'name': 'cat'}]}, ('cats',))
         Traceback (most recent call last):
             ...
@@ -154,7 +160,7 @@ def check_images(path, content: dict, folder) -> None:
     Raises:
         FileNotFoundError: Images are missing; the message has their number and the first three.
 
-    Example:
+    Examples:
         >>> content = {'images': [{'file_name': 'a.jpg'}]}
         >>> check_images('mine.json', content, 'no/such')  # doctest: +ELLIPSIS
         Traceback (most recent call last):
@@ -199,7 +205,8 @@ class CheckedCocoDataset(CocoDataset):
     """mmdet's CocoDataset, with its annotation file and images checked when it is loaded.
 
     That is when it is built, so before training starts, or with ``lazy_init=True`` at first use.
-    Images that are read through ``backend_args`` lie elsewhere and are not looked for.
+    An image that turns out to be damaged is passed over in training, and named in the log; a test
+    stops there, since its numbers would be of other images. Images that are read through ``backend_args`` lie elsewhere and are not looked for.
 
     Args:
         args, kwargs: Those of :class:`mmdet.datasets.CocoDataset`.
@@ -207,9 +214,10 @@ class CheckedCocoDataset(CocoDataset):
     Raises:
         FileNotFoundError: The annotation file or images are missing.
         ValueError: The file is not in COCO's format, its categories are not the config's classes,
-            or no image with a box is left to train on. One message, with the file and what to do.
+            or no image with a box is left to train on, or entries are wrong, see
+            :func:`check_entries`. One message, with the file and what to do.
 
-    Example:
+    Examples:
         >>> CheckedCocoDataset(ann_file='no/such.json', lazy_init=True).metainfo['classes'][0]
         'person'
     """
@@ -225,6 +233,7 @@ class CheckedCocoDataset(CocoDataset):
         """
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local_path:
             content = load_annotations(local_path)
+            check_entries(self.ann_file, content)
             check_classes(self.ann_file, content, self.metainfo['classes'])
             if self.backend_args is None:
                 check_images(self.ann_file, content, self.data_prefix.get('img') or '.')
@@ -254,3 +263,30 @@ class CheckedCocoDataset(CocoDataset):
                 'pixels?'
             )
         return left
+
+    def prepare_data(self, idx: int) -> Optional[dict]:
+        """Load and transform an image; one that cannot be does not end a training run.
+
+        Args:
+            idx: Its place.
+
+        Returns:
+            What the pipeline makes of it; None, for which another one is taken, where it is damaged.
+
+        Raises:
+            ValueError: This is a test set, and the image is damaged. Names the file.
+        """
+        try:
+            return super().prepare_data(idx)
+        except Exception as error:  # each reader has its own, and a transform may fail as well
+            path = self.get_data_info(idx)['img_path']
+            problem = find_image_problem(path) if self.backend_args is None else None
+            if problem is None and isinstance(error, cv2.error):
+                problem = f'cannot be transformed: {error.err}'
+            if problem is None:
+                raise
+            if self.test_mode:
+                raise ValueError(f'image {path} of {self.ann_file} {problem}') from error
+            text = f'Passed over: image {path} of {self.ann_file} {problem}'
+            print_log(text, logger='current', level=logging.WARNING)
+            return None

@@ -79,7 +79,7 @@ def write_coco_config(
         FileNotFoundError, ValueError: As :class:`CheckedCocoDataset`, and ValueError where
             max_epochs or image_scale is out of range or the base has no place for it.
 
-    Example:
+    Examples:
         >>> write_coco_config('no/such', 'config.py')  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...

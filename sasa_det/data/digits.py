@@ -69,7 +69,7 @@ def make_digits(
         FileExistsError: `root` holds something else, which is never deleted.
         RuntimeError: Another process is making this data set.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = make_digits(folder + '/digits', num_train=12, num_val=10, quiet=True)
@@ -123,7 +123,7 @@ def find_fault(root, parameters: Optional[dict] = None) -> Optional[str]:
     Returns:
         The first fault found, or None where every file is what the manifest says.
 
-    Example:
+    Examples:
         >>> find_fault('/nowhere')
         'manifest.json is missing or broken, so it was not finished'
     """

@@ -6,7 +6,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
 
+from sasa_det.data import CheckedCocoDataset
 from sasa_det.data.digits import make_digits
 
 SHARED = Path(__file__).parents[3] / 'shared' / 'data'
@@ -82,8 +85,30 @@ class CocoFiles:
         self.annotations(split).parent.mkdir(exist_ok=True)
         self.annotations(split).write_text(json.dumps(self.content), encoding='utf-8')
 
+    def dataset(self, **more):
+        """The training split, loaded as for training."""
+        return CheckedCocoDataset(
+            data_root=str(self.root),
+            ann_file='annotations/instances_train.json',
+            data_prefix=dict(img='train/'),
+            metainfo=dict(classes=('cat', 'dog', 'owl')),
+            pipeline=[
+                dict(type=LoadImageFromFile),
+                dict(type=LoadAnnotations, with_bbox=True),
+                dict(type=Resize, scale=(32, 32), keep_ratio=True),
+                dict(type=PackDetInputs),
+            ],
+            **more,
+        )
+
 
 @pytest.fixture
 def coco_files(tmp_path):
     """A small data set, the same in both splits."""
     return CocoFiles(tmp_path / 'data')
+
+
+@pytest.fixture(scope='session')
+def files(tmp_path_factory):
+    """The same for all tests, of which the training annotations alone are written over."""
+    return CocoFiles(tmp_path_factory.mktemp('coco') / 'data')

@@ -1,0 +1,107 @@
+"""All that is wrong with a data set, in one list."""
+
+from pathlib import Path
+from typing import Iterator, NamedTuple, Optional, Sequence
+
+from mmengine.fileio import join_path
+
+from .checked_coco import check_classes, load_annotations
+from .entry_problems import find_entry_problems
+from .image_problems import find_image_problem
+
+
+class DataPlace(NamedTuple):
+    """Where a data set lies.
+
+    Attributes:
+        annotations: Its annotation file.
+        images: The folder that the images' names are relative to.
+        classes: The config's, None where there is no config.
+    """
+
+    annotations: str
+    images: str
+    classes: Optional[Sequence[str]] = None
+
+
+def find_data_problems(place: DataPlace) -> Iterator[str]:
+    """List all problems of a data set: its file, each entry, each image.
+
+    Args:
+        place: Where it lies.
+
+    Returns:
+        Iterator over a sentence for each, which names the file, and the entry where it is one.
+
+    Examples:
+        >>> list(find_data_problems(DataPlace('no/such.json', 'images')))[0][:45]
+        'annotation file no/such.json does not exist; '
+    """
+    try:
+        content = load_annotations(place.annotations)
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    if place.classes is not None:
+        try:
+            check_classes(place.annotations, content, place.classes)
+        except ValueError as error:
+            yield str(error)
+    for problem in find_entry_problems(content):
+        yield f'{place.annotations}: {problem}'
+    used = set()
+    for image in content['images']:
+        name = image['file_name']
+        if not isinstance(name, str) or not name:
+            continue  # said above
+        path = Path(place.images, name)
+        if name in used:
+            yield f'{path} is the image of more than one entry'
+            continue
+        used.add(name)
+        problem = find_image_problem(path, (image['width'], image['height']))
+        if problem:
+            yield f'{path} {problem}'
+
+
+def data_places(config) -> Iterator[DataPlace]:
+    """Find the data sets that a config trains, validates and tests with, each once.
+
+    Args:
+        config: mmengine's Config.
+
+    Returns:
+        Iterator over those of COCO's format.
+
+    Examples:
+        >>> dataset = {'ann_file': 'a.json', 'data_root': 'data', 'data_prefix': {'img': 'train/'}}
+        >>> next(data_places({'train_dataloader': {'dataset': dataset}}))
+        DataPlace(annotations='data/a.json', images='data/train/', classes=None)
+    """
+    seen = set()
+    for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for dataset in _datasets(config.get(key)):
+            root = dataset.get('data_root') or ''
+            images = (dataset.get('data_prefix') or {}).get('img', '')
+            classes = (dataset.get('metainfo') or {}).get('classes')
+            place = DataPlace(
+                join_path(root, dataset['ann_file']),
+                join_path(root, images),
+                None if classes is None else tuple(classes),
+            )
+            if place not in seen:
+                seen.add(place)
+                yield place
+
+
+def _datasets(config) -> Iterator[dict]:
+    """The data sets in a part of a config, within wrappers such as RepeatDataset too."""
+    if isinstance(config, dict):
+        if config.get('ann_file'):
+            yield config
+            return
+        config = config.values()
+    elif not isinstance(config, (list, tuple)):
+        return
+    for part in config:
+        yield from _datasets(part)

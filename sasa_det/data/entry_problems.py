@@ -1,0 +1,148 @@
+"""What is wrong with the entries of an annotation file in COCO's format, all of it at once."""
+
+import math
+from collections import Counter
+from typing import Dict, Iterator, List, NamedTuple, Optional
+
+_SHOWN = 10
+
+
+class Problem(NamedTuple):
+    """Something wrong with an entry.
+
+    Attributes:
+        entry: Which one, as ``annotations[3] (id 17)``.
+        text: What is wrong.
+        refused: Whether training is; what is not, mmdet leaves out without a word.
+    """
+
+    entry: str
+    text: str
+    refused: bool = True
+
+    def __str__(self) -> str:
+        return f'{self.entry}: {self.text}' + ('' if self.refused else ' (it is left out)')
+
+
+def find_entry_problems(content: dict) -> Iterator[Problem]:
+    """Go through all entries.
+
+    Args:
+        content: What :func:`load_annotations` read: lists of dicts that have the needed keys.
+
+    Returns:
+        Iterator over the problems, in the order of the file.
+
+    Examples:
+        >>> image = {'id': 1, 'file_name': 'a.jpg', 'width': 8, 'height': 8}
+        >>> box = {'id': 5, 'image_id': 1, 'category_id': 2, 'bbox': [0, 0, 4, 4], 'area': 16}
+        >>> content = {'images': [image], 'annotations': [box], 'categories': [{'id': 3, 'name': 'a'}]}
+        >>> for problem in find_entry_problems(content):
+        ...     print(problem)
+        annotations[0] (id 5): category_id 2 is the id of no category
+    """
+    for key in ('images', 'categories', 'annotations'):
+        yield from _id_problems(key, content.get(key, []))
+    sizes = {}
+    for name, image in _named('images', content['images']):
+        problem = _image_problem(image)
+        if problem:
+            yield Problem(name, problem)
+        elif _hashable(image['id']):
+            sizes[image['id']] = (image['width'], image['height'])
+    for name, category in _named('categories', content['categories']):
+        if not isinstance(category['name'], str):
+            yield Problem(name, f'name {category["name"]!r} is no text')
+    images = {image['id'] for image in content['images'] if _hashable(image['id'])}
+    categories = {entry['id'] for entry in content['categories'] if _hashable(entry['id'])}
+    for name, entry in _named('annotations', content.get('annotations', [])):
+        for key, known, of in (
+            ('image_id', images, 'image'),
+            ('category_id', categories, 'category'),
+        ):
+            if not _hashable(entry[key]) or entry[key] not in known:
+                yield Problem(name, f'{key} {entry[key]!r} is the id of no {of}')
+        size = sizes.get(entry['image_id']) if _hashable(entry['image_id']) else None
+        problem = _box_problem(name, entry, size)
+        if problem:
+            yield problem
+
+
+def check_entries(path, content: dict) -> None:
+    """Raise a ValueError that lists what :func:`find_entry_problems` finds, if training is refused.
+
+    Args:
+        path: The annotation file, for the message.
+        content: What :func:`load_annotations` read from it.
+
+    Raises:
+        ValueError: Entries have problems with which a run would fail or learn nonsense.
+    """
+    problems = [problem for problem in find_entry_problems(content) if problem.refused]
+    if problems:
+        lines = [f'  {problem}' for problem in problems[:_SHOWN]]
+        if len(problems) > _SHOWN:
+            lines.append(f'  ... `sasa-det check-data {path} FOLDER` lists all {len(problems)}')
+        raise ValueError('\n'.join([f'annotation file {path} has wrong entries', *lines]))
+
+
+def _named(key: str, entries: List[dict]) -> Iterator:
+    for place, entry in enumerate(entries):
+        yield f'{key}[{place}] (id {entry["id"]!r})', entry
+
+
+def _id_problems(key: str, entries: List[dict]) -> Iterator[Problem]:
+    counts: Dict[object, int] = Counter(e['id'] for e in entries if _hashable(e['id']))
+    for name, entry in _named(key, entries):
+        if not _hashable(entry['id']):
+            yield Problem(name, 'its id is neither a number nor a text')
+        elif counts[entry['id']] > 1:
+            yield Problem(name, f'{counts[entry["id"]]} entries have this id')
+
+
+def _image_problem(image: dict) -> Optional[str]:
+    if not isinstance(image['file_name'], str) or not image['file_name']:
+        return f'file_name {image["file_name"]!r} is no text'
+    for key in ('width', 'height'):
+        if not _is_number(image[key]) or image[key] < 1:
+            return f'{key} {image[key]!r} is no number of pixels'
+    return None
+
+
+def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Problem]:
+    box = entry['bbox']
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
+        return Problem(name, f'bbox {_short(box)} is not [x, y, width, height] in finite numbers')
+    if not _is_number(entry['area']):
+        return Problem(name, f'area {entry["area"]!r} is no finite number')
+    x, y, width, height = box
+    if width < 1 or height < 1 or entry['area'] <= 0:
+        return Problem(name, f'bbox {_short(box)} of area {entry["area"]} has no pixel', False)
+    if size is None:
+        return None
+    if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
+        return Problem(name, f'bbox {_short(box)} lies outside of its image, {_size(size)}', False)
+    # A few pixels over the edge are common, and cut off when images are scaled.
+    if min(x + size[0], y + size[1], 2 * size[0] - x - width, 2 * size[1] - y - height) < 0:
+        return Problem(name, f'bbox {_short(box)} is far larger than its image, {_size(size)}')
+    return None
+
+
+def _is_number(value) -> bool:
+    # A whole number of hundreds of digits is none to torch.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return abs(value) < 1e30 and math.isfinite(value)
+
+
+def _hashable(value) -> bool:
+    return isinstance(value, (int, float, str)) and value == value
+
+
+def _size(size: tuple) -> str:
+    return f'{size[0]} x {size[1]} pixels'
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f'{text[:76]} ...'
