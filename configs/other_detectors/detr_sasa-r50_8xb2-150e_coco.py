@@ -1,7 +1,12 @@
 # DETR's neck is one 1x1 convolution, and its head a transformer: the backbone alone attends.
-_base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/attention.py']
+_base_ = [
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py',
+    '../_base_/attention.py',
+    '../_base_/resumable.py',
+]
 
 custom_imports = dict(imports=['sasa_det'])
+default_hooks = _base_.resumable_hooks
 model = dict(
     # mmdet leaves these weights of batch norm as they were trained, which attention was not.
     backbone=dict(type='SASAResNet', norm_cfg=dict(requires_grad=True), **_base_.attn_backbone),

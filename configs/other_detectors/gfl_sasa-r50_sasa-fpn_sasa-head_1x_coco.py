@@ -1,7 +1,12 @@
 # In the head both towers attend; the layers that predict stay convolutions.
-_base_ = ['mmdet::gfl/gfl_r50_fpn_1x_coco.py', '../_base_/attention.py']
+_base_ = [
+    'mmdet::gfl/gfl_r50_fpn_1x_coco.py',
+    '../_base_/attention.py',
+    '../_base_/resumable.py',
+]
 
 custom_imports = dict(imports=['sasa_det'])
+default_hooks = _base_.resumable_hooks
 model = dict(
     backbone=dict(type='SASAResNet', **_base_.attn_backbone),
     neck=dict(type='SASAFPN', **_base_.attn_neck),

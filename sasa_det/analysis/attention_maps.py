@@ -23,6 +23,8 @@ class AttentionMap(NamedTuple):
         stride: Pixels of ``image`` from one cell of the map to the next.
         dilation: Cells from one position of the window to the next.
         image: (H, W, 3) RGB, uint8: the image as the network saw it, without padding.
+        content: The logits q.k before the softmax, shaped as the weights; None where the layer has none.
+        position: The logits q.r of the relative positions, likewise.
     """
 
     layer: str
@@ -33,6 +35,8 @@ class AttentionMap(NamedTuple):
     stride: int
     dilation: int
     image: np.ndarray
+    content: Optional[Tensor] = None
+    position: Optional[Tensor] = None
 
     @property
     def part(self) -> str:
@@ -50,7 +54,7 @@ class AttentionMap(NamedTuple):
 def attention_layers(model: nn.Module) -> Dict[str, LocalSelfAttention2d]:
     """Find the attention layers of a model by name, in the order of ``model.named_modules()``.
 
-    Example:
+    Examples:
         >>> list(attention_layers(nn.Sequential(nn.ReLU(), LocalSelfAttention2d(16))))
         ['1']
     """
@@ -88,7 +92,7 @@ def attention_maps(
     Raises:
         ValueError: No such layer or level, a point outside the image, a batch of more than one.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 2, stride=2), LocalSelfAttention2d(16))
         >>> (found,) = attention_maps(model, torch.rand(1, 3, 32, 48), points=[(9, 20)])
         >>> found.layer, found.stride, found.cells.tolist(), found.weights.shape
@@ -99,7 +103,7 @@ def attention_maps(
     if unknown:
         raise ValueError(f'layers: {unknown} are no attention layers; there are {list(found)}')
     wanted = found if layers is None else {name: found[name] for name in layers}
-    inputs, samples, seen = _run(model, image, wanted, level)
+    inputs, samples, seen = _inputs_at(model, image, wanted, level)
     if layers is None:
         seen = _last_of_each_part(seen, wanted)
 
@@ -115,34 +119,85 @@ def attention_maps(
     maps = []
     for name, x in seen.items():
         height, width = x.shape[-2:]
-        stride = max(_stride(n, m) for n, m in zip(inputs.shape[-2:], x.shape[-2:], strict=True))
+        stride = _stride(inputs.shape, x.shape)
         cells = (points / stride).long()
-        weights = wanted[name].attention_weights(x, cells.to(x.device)).float().cpu()
+        weights, content, position = (
+            None if term is None else term.float().cpu()
+            for term in wanted[name].attention_terms(x, cells.to(x.device))
+        )
         maps.append(
             AttentionMap(
-                name, weights, points, cells, (height, width), stride, wanted[name].dilation, shown
+                name,
+                weights,
+                points,
+                cells,
+                (height, width),
+                stride,
+                wanted[name].dilation,
+                shown,
+                content,
+                position,
             )
         )
     return maps
 
 
-def _run(model, image, layers, level):
+def layer_strides(
+    model: nn.Module, image: Union[str, np.ndarray, dict, Tensor]
+) -> Dict[str, List[int]]:
+    """Find how often a model calls each of its attention layers for one image, and on what.
+
+    Args:
+        model: As for :func:`attention_maps`.
+        image: Likewise.
+
+    Returns:
+        By layer, in the order in which they are first called: for each call, which in a head is one
+        for each pyramid level, the stride of the map that it gets.
+
+    Examples:
+        >>> model = nn.Sequential(nn.Conv2d(3, 16, 2, stride=2), LocalSelfAttention2d(16))
+        >>> layer_strides(model, torch.rand(1, 3, 32, 48))
+        {'1': [2]}
+    """
+    calls = []
+    inputs, _ = _run(
+        model, image, attention_layers(model), lambda name, x: calls.append((name, x.shape))
+    )
+    strides = {}
+    for name, shape in calls:
+        strides.setdefault(name, []).append(_stride(inputs.shape, shape))
+    return strides
+
+
+def _inputs_at(model, image, layers, level):
     """Run the model; return its input, mmdet's meta data on it, and the input of each layer."""
-    calls, seen, given = Counter(), {}, {}
+    calls, seen = Counter(), {}
 
-    def keep(name):
-        def hook(_, args):
-            if calls[name] == level or not calls[name]:
-                seen[name] = args[0].detach()
-            calls[name] += 1
+    def keep(name, x):
+        if calls[name] == level or not calls[name]:
+            seen[name] = x
+        calls[name] += 1
 
-        return hook
+    inputs, samples = _run(model, image, layers, keep)
+    for name, count in calls.items():
+        if 1 < count <= level:
+            raise ValueError(f'level: {level}, but {name} is called for {count} levels only')
+    return inputs, samples, {name: seen[name] for name in layers if name in seen}
+
+
+def _run(model, image, layers, keep):
+    """Run the model, show ``keep`` the layers' inputs; return the model's own, with its meta data."""
+    given = {}
 
     def keep_input(_, args, kwargs):
         given['inputs'] = args[0] if args else kwargs['inputs']
         given['samples'] = kwargs.get('data_samples')
 
-    hooks = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0].detach()))
+        for name, layer in layers.items()
+    ]
     hooks.append(model.register_forward_pre_hook(keep_input, with_kwargs=True))
     was_training = model.training
     model.eval()
@@ -161,10 +216,7 @@ def _run(model, image, layers, level):
     inputs = given['inputs']
     if inputs.dim() != 4 or len(inputs) != 1:
         raise ValueError(f'image: must be one image, but the network got {tuple(inputs.shape)}')
-    for name, count in calls.items():
-        if 1 < count <= level:
-            raise ValueError(f'level: {level}, but {name} is called for {count} levels only')
-    return inputs, given['samples'], {name: seen[name] for name in layers if name in seen}
+    return inputs, given['samples']
 
 
 def _last_of_each_part(seen: Dict[str, Tensor], layers) -> Dict[str, Tensor]:
@@ -178,10 +230,10 @@ def _last_of_each_part(seen: Dict[str, Tensor], layers) -> Dict[str, Tensor]:
     return {name: seen[name] for name, _ in chosen.values()}
 
 
-def _stride(image: int, cells: int) -> int:
-    """Power of two that takes a length in pixels, rounding up, to one in cells."""
+def _stride(image: torch.Size, cells: torch.Size) -> int:
+    """Power of two that takes height and width of an image, rounding up, to those of a map."""
     stride = 1
-    while -(-image // stride) > cells:
+    while any(-(-n // stride) > m for n, m in zip(image[-2:], cells[-2:], strict=True)):
         stride *= 2
     return stride
 

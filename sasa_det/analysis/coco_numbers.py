@@ -63,7 +63,7 @@ def load_truth(config: Config) -> Truth:
         ValueError: It is no COCO annotation file, or lacks classes that the config names; or the
             config does not name such a set.
 
-    Example:
+    Examples:
         >>> truth = load_truth(Config.fromfile('configs/bccd.py'))  # doctest: +SKIP
         >>> truth.classes  # doctest: +SKIP
         ['Platelets', 'RBC', 'WBC']
@@ -113,7 +113,7 @@ def load_predictions(path: Union[str, Path]) -> List[dict]:
         FileNotFoundError: There is no such file.
         ValueError: It is no pickle, or holds something else.
 
-    Example:
+    Examples:
         >>> import pickle, tempfile
         >>> with tempfile.NamedTemporaryFile(suffix='.pkl') as file:
         ...     _ = file.write(pickle.dumps([])), file.flush()

@@ -21,7 +21,7 @@ class Costs(NamedTuple):
         flops: The same for what is computed here: relative positions are the sum of a row and a
             column term, ``C * k``, and mixtures are mixed before they project.
 
-    Example:
+    Examples:
         >>> Costs(1, 2, 3) + Costs(10, 20, 30)
         Costs(parameters=11, paper_flops=22, flops=33)
     """
@@ -46,7 +46,7 @@ def count_costs(model: nn.Module, *inputs, **options) -> Costs:
         inputs: What the model takes, for one image.
         options: The same, by name.
 
-    Example:
+    Examples:
         >>> count_costs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
         Costs(parameters=224, paper_flops=43200, flops=43200)
     """

@@ -99,7 +99,7 @@ def render_page(**content: Any) -> str:
     Returns:
         HTML; all text is escaped.
 
-    Example:
+    Examples:
         >>> page = render_page(title='a < b', lead='', missing=[], facts=[], numbers={},
         ...                    per_class={}, pictures=[], commands='', links=[])
         >>> '<h1>a &lt; b</h1>' in page

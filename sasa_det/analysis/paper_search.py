@@ -53,7 +53,7 @@ def search_detectors(conv: Config, attention: Config, rows: Sequence[dict]) -> L
     Returns:
         One fit a reading: those that nothing speaks against first, the best of them first of all.
 
-    Example:
+    Examples:
         >>> search_detectors(conv, attention, rows)[0].reading['predictor']  # doctest: +SKIP
         'pointwise'
     """

@@ -90,7 +90,7 @@ def build_model(config: Config) -> nn.Module:
     Args:
         config: Of mmdet, or of an ImageClassifier of mmpretrain, which need not be installed.
 
-    Example:
+    Examples:
         >>> config = Config.fromfile(CONFIGS / 'pretrain' / 'r26_32xb128-130e_in1k.py')
         >>> type(build_model(config).fc).__name__
         'Linear'
@@ -120,7 +120,7 @@ def cost_config(config: Config) -> Costs:
 def load_paper() -> dict:
     """Read the paper's figures.
 
-    Example:
+    Examples:
         >>> load_paper()['tables']['6']['rows'][0]['gflops']
         6.1
     """
@@ -145,7 +145,7 @@ def cost_table(table: dict) -> List[Row]:
 def reductions(attention: Costs, convolution: Costs) -> Tuple[float, float, float]:
     """Say by which share attention needs fewer parameters, FLOPs as the paper counts, and as here.
 
-    Example:
+    Examples:
         >>> reductions(Costs(3, 6, 5), Costs(4, 10, 10))
         (0.25, 0.4, 0.5)
     """

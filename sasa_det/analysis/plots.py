@@ -6,6 +6,7 @@ import cv2
 import mmcv
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from mmdet.datasets.api_wrappers import COCOeval
@@ -25,7 +26,7 @@ def draw_curves(log: TrainingLog) -> Figure:
     Args:
         log: As :func:`sasa_det.analysis.training_log.read_training_log` gives it.
 
-    Example:
+    Examples:
         >>> train = [dict(step=i, loss=1 / i) for i in range(1, 9)]
         >>> [axes.get_xlabel() for axes in draw_curves(TrainingLog(train, [], [])).axes]
         ['iteration']
@@ -60,7 +61,7 @@ def draw_curves(log: TrainingLog) -> Figure:
 def smooth(values: np.ndarray) -> np.ndarray:
     """Average over a centred window of a tenth of the series, leaving out what is not finite.
 
-    Example:
+    Examples:
         >>> smooth(np.array([1.0, 3.0] * 10))[1:].tolist() == [2.0] * 19
         True
     """
@@ -168,6 +169,25 @@ def draw_attention(maps: Sequence[AttentionMap]) -> Figure:
     return figure
 
 
+def as_pixels(figure: Figure) -> np.ndarray:
+    """Draw a figure into an array.
+
+    Args:
+        figure: It.
+
+    Returns:
+        (H, W, 3) RGB, uint8.
+
+    Examples:
+        >>> as_pixels(Figure(figsize=(2, 1))).shape
+        (110, 220, 3)
+    """
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(110)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def _draw_layer(block, found: AttentionMap, columns: int) -> None:
     size = found.weights.shape[-1]
     height, width = found.map_size
@@ -188,7 +208,7 @@ def _draw_layer(block, found: AttentionMap, columns: int) -> None:
         grey_low, grey_high = inside.min(), inside.min() + 2 * max(np.ptp(inside), 20)
         overview.imshow(found.image, extent=_extent(found.image))
         overview.set_facecolor('0.85')
-        overview.add_patch(_rectangle(top, left, bottom, right, 'cyan'))
+        overview.add_patch(outline(top, left, bottom, right, 'cyan'))
         row, col = found.points[index].tolist()
         overview.plot(col, row, marker='+', color='red', markersize=9, markeredgewidth=2)
         rows, cols = found.image.shape[:2]
@@ -200,14 +220,14 @@ def _draw_layer(block, found: AttentionMap, columns: int) -> None:
             axes.imshow(
                 grey, extent=_extent(found.image), cmap='gray', vmin=grey_low, vmax=grey_high
             )
-            axes.add_patch(_rectangle(0, 0, *found.image.shape[:2], 'white', linestyle='--'))
+            axes.add_patch(outline(0, 0, *found.image.shape[:2], 'white', linestyle='--'))
             heat = axes.imshow(
-                _spread(weights[head], found.dilation),
+                spread_weights(weights[head], found.dilation),
                 extent=(left, right, bottom, top), cmap='inferno', alpha=0.6, vmin=0,
                 vmax=weights.max(), interpolation='nearest',
             )  # fmt: skip
             cell = (found.cells[index] * found.stride).tolist()
-            axes.add_patch(_rectangle(*cell, *(edge + found.stride for edge in cell), 'cyan'))
+            axes.add_patch(outline(*cell, *(edge + found.stride for edge in cell), 'cyan'))
             axes.set(xlim=(left, right), ylim=(bottom, top))
             axes.set_facecolor(UNDERLAY)
             if index == 0:
@@ -221,8 +241,20 @@ def _draw_layer(block, found: AttentionMap, columns: int) -> None:
         axes.set(xticks=[], yticks=[])
 
 
-def _spread(weights: np.ndarray, dilation: int) -> np.ndarray:
-    """Lay a window's weights out on the map; cells that dilation skips stay empty."""
+def spread_weights(weights: np.ndarray, dilation: int) -> np.ndarray:
+    """Lay a window's weights out on the map; cells that dilation skips stay empty.
+
+    Args:
+        weights: (k, k).
+        dilation: The layer's.
+
+    Returns:
+        (span, span), nan in what is skipped.
+
+    Examples:
+        >>> spread_weights(np.ones((3, 3)), 2)[0].tolist()
+        [1.0, nan, 1.0, nan, 1.0]
+    """
     span = (len(weights) - 1) * dilation + 1
     cells = np.full((span, span), np.nan)
     cells[::dilation, ::dilation] = weights
@@ -256,7 +288,18 @@ def _draw_box(axes, box, text: str, color, dashed: bool = False) -> None:
     )
 
 
-def _rectangle(top, left, bottom, right, color, linestyle='-') -> Rectangle:
+def outline(top, left, bottom, right, color, linestyle='-') -> Rectangle:
+    """Make an empty rectangle, to add to axes.
+
+    Args:
+        top, left, bottom, right: Its edges, in units of the axes.
+        color: Of the line.
+        linestyle: Of the line.
+
+    Examples:
+        >>> outline(1, 2, 4, 7, 'cyan').get_bbox().size.tolist()
+        [5.0, 3.0]
+    """
     size = right - left, bottom - top
     return Rectangle((left, top), *size, fill=False, color=color, lw=1.2, ls=linestyle)
 

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-from mmdet.apis import init_detector
 from mmengine.config import Config, DictAction
 from torch import nn
 
@@ -27,6 +26,7 @@ from .coco_numbers import (
     load_truth,
     per_class_ap,
 )
+from .detector import load_detector
 from .page import render_page
 from .plots import draw_attention, draw_curves, draw_detections, draw_precision_recall
 from .training_log import read_training_log
@@ -99,7 +99,7 @@ def write_report(
     Raises:
         FileNotFoundError: There is no such config.
 
-    Example:
+    Examples:
         >>> write_report('configs/tiny.py', 'epoch_12.pth', 'predictions.pkl', 'work_dirs/tiny')
         ... # doctest: +SKIP
         (PosixPath('work_dirs/tiny/index.html'), [])
@@ -109,7 +109,7 @@ def write_report(
     report = _Report(Path(work_dir))
     truth = report.attempt('', load_truth, config)
     found = report.attempt('', load_predictions, predictions)
-    model = report.attempt('', _load_model, config, checkpoint, device)
+    model = report.attempt('', load_detector, config, checkpoint, device)
     evaluation = truth and found and report.attempt('', evaluate, found, truth)
 
     if evaluation:
@@ -162,18 +162,6 @@ class _Report:
             figure.savefig(self.folder / name, dpi=110)
             heading, alt, caption = PICTURES[name]
             self.pictures.append({'file': name, 'heading': heading, 'alt': alt, 'caption': caption})
-
-
-def _load_model(config: Config, checkpoint, device: str) -> nn.Module:
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'{checkpoint}: no such checkpoint')
-    try:
-        return init_detector(config.copy(), str(checkpoint), device=device)
-    except Exception as error:  # torch, pickle and zip all have errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f'{checkpoint}: cannot be loaded into the model of {config.filename} ({reason})'
-        ) from error
 
 
 def _read_log(report: _Report):

@@ -48,7 +48,7 @@ def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
         FileNotFoundError: There is no such file.
         ValueError: A file is broken, or none has a record of training.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / '20260101_120000' / 'vis_data').mkdir(parents=True)

@@ -5,7 +5,7 @@ import torch
 from mmdet.apis import init_detector
 from torch import nn
 
-from sasa_det.analysis.attention_maps import attention_layers, attention_maps
+from sasa_det.analysis.attention_maps import attention_layers, attention_maps, layer_strides
 from sasa_det.layers import LocalSelfAttention2d
 
 
@@ -114,6 +114,22 @@ def test_levels_of_the_shared_head(detector, data_root):
     assert strides == [8, 16, 32, 64, 128]
     with pytest.raises(ValueError, match='level: 5, but bbox_head.* is called for 5 levels'):
         attention_maps(detector, image, [head], level=5)
+
+
+def test_strides_of_every_call(detector, data_root):
+    strides = layer_strides(detector, str(data_root / 'val' / 'image_30.jpg'))
+    assert list(strides) == list(attention_layers(detector))
+    head = {name: found for name, found in strides.items() if name.startswith('bbox_head')}
+    assert head and all(found == [8, 16, 32, 64, 128] for found in head.values())
+    neck = [found for name, found in strides.items() if name.startswith('neck')]
+    assert neck == [[8], [16], [32], [32], [64]]
+
+
+def test_terms_make_the_weights(detector, data_root):
+    image = str(data_root / 'val' / 'image_30.jpg')
+    for found in attention_maps(detector, image, points=[(42, 55), (0, 0)]):
+        logits = (found.content + found.position).flatten(2)
+        torch.testing.assert_close(found.weights.flatten(2), logits.softmax(-1))
 
 
 def test_a_batch_of_a_dataloader_is_taken(detector, data_root):

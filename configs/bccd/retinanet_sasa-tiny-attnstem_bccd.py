@@ -1,0 +1,3 @@
+_base_ = './retinanet_sasa-tiny_bccd.py'
+
+model = dict(backbone=dict(stem='attention', deep_stem=False))

@@ -1,0 +1,3 @@
+_base_ = './retinanet_sasa-tiny_digits.py'
+
+model = dict(backbone=dict(stem='attention', deep_stem=False))
