@@ -1,0 +1,167 @@
+"""Whether an exported file finds on real images what PyTorch finds."""
+
+from pathlib import Path
+from typing import Iterable, List, NamedTuple, Union
+
+import numpy as np
+import torch
+from torch import nn
+
+from .decoded import DecodedDetector
+
+BOX_LIMIT = 0.01  # pixels
+SCORE_LIMIT = 1e-4
+
+
+class Deviation(NamedTuple):
+    """How far an exported model is from PyTorch.
+
+    Attributes:
+        boxes: Number of boxes compared.
+        box: The largest difference of a coordinate, in pixels.
+        score: The largest difference of a score.
+        unmatched: Boxes that only one of both found, and that no rounding explains.
+    """
+
+    boxes: int
+    box: float
+    score: float
+    unmatched: int = 0
+
+    @property
+    def small(self) -> bool:
+        """Whether the limits are kept.
+
+        Examples:
+            >>> Deviation(10, box=0.001, score=1e-6).small
+            True
+        """
+        return self.box <= BOX_LIMIT and self.score <= SCORE_LIMIT and not self.unmatched
+
+
+def load_images(config, paths: Iterable[Union[str, Path]]) -> List[dict]:
+    """Load images as the config's test pipeline does.
+
+    Args:
+        config: The detector's.
+        paths: Image files.
+
+    Returns:
+        Of each its ``inputs`` and ``data_samples``.
+
+    Raises:
+        ValueError: The config has no test pipeline, or a file is not an image.
+    """
+    from mmcv.transforms import Compose
+
+    pipeline = test_pipeline(config)
+    run = Compose([step for step in pipeline if 'LoadAnnotations' not in step['type']])
+    loaded = []
+    for path in paths:
+        try:
+            loaded.append(run(dict(img_path=str(path), img_id=0)))
+        except Exception as error:  # a transform may fail by any error
+            raise ValueError(f'{path}: cannot be loaded by the test pipeline ({error})') from error
+    return loaded
+
+
+def test_pipeline(config) -> list:
+    """Find the pipeline by which a config loads what it is tested on.
+
+    Args:
+        config: The detector's.
+
+    Raises:
+        ValueError: There is none; names the key.
+    """
+    try:
+        return list(config.test_dataloader.dataset.pipeline)
+    except AttributeError:
+        raise ValueError(
+            f'{config.filename}: has no test pipeline (test_dataloader.dataset.pipeline), by which images '
+            'are loaded to check what is exported'
+        ) from None
+
+
+def check_onnx(path: Union[str, Path], detector: nn.Module, images: List[dict], nms: bool):
+    """Run a file by onnxruntime and compare with PyTorch, image by image.
+
+    Args:
+        path: The file.
+        detector: What it was exported from.
+        images: See :func:`load_images`.
+        nms: Whether suppression is a part of it.
+
+    Returns:
+        The largest :class:`Deviation`, over all images.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of each constant that it leaves where it is
+    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    found = []
+    for image in images:
+        pixels = image['inputs'][None].float()
+        exported = session.run(None, {'images': pixels.numpy()})
+        found.append((_compare_found if nms else _compare_all)(detector, image, pixels, exported))
+    boxes, box, score, unmatched = zip(*found)
+    return Deviation(sum(boxes), max(box), max(score), sum(unmatched))
+
+
+@torch.no_grad()
+def _compare_all(detector, image, pixels, exported) -> Deviation:
+    expected = [each.numpy() for each in DecodedDetector(detector).eval()(pixels)]
+    box, score = (float(np.abs(a - b).max()) for a, b in zip(exported, expected))
+    return Deviation(expected[0].shape[1], box, score)
+
+
+@torch.no_grad()
+def _compare_found(detector, image, pixels, exported) -> Deviation:
+    data = dict(inputs=[image['inputs']], data_samples=[image['data_samples'].clone()])
+    data = detector.data_preprocessor(data, False)
+    found = detector.predict(data['inputs'], data['data_samples'], rescale=False)[0].pred_instances
+    expected = [found[name].numpy() for name in ('bboxes', 'scores', 'labels')]
+    cfg = detector.test_cfg
+    return compare_found(expected, exported[:3], cfg.get('score_thr', 0), cfg.max_per_img)
+
+
+def compare_found(expected, exported, score_thr: float, most: int) -> Deviation:
+    """Compare what was found, whatever the order.
+
+    Boxes whose score is within the limit of where the list ends may be in one list alone.
+
+    Args:
+        expected: Boxes, scores and labels, as arrays.
+        exported: The same, of the exported model.
+        score_thr: The score below which nothing is listed.
+        most: The length at which lists end.
+
+    Examples:
+        >>> found = np.array([[0., 0., 9., 9.]]), np.array([0.5]), np.array([3])
+        >>> compare_found(found, (found[0] + 0.5, *found[1:]), 0.05, 100)
+        Deviation(boxes=1, box=0.5, score=0.0, unmatched=0)
+    """
+    free = list(range(len(exported[1])))
+    box = score = 0.0
+    left = []
+    for corners, value, label in zip(*expected):
+        same = [each for each in free if exported[2][each] == label]
+        if not same:
+            left.append(value)
+            continue
+        apart = np.abs(exported[0][same] - corners).max(1)
+        if apart.min() > 1:  # another object, or one that the other list lacks
+            left.append(value)
+            continue
+        match = same[int(apart.argmin())]
+        free.remove(match)
+        box = max(box, float(apart.min()))
+        score = max(score, abs(float(exported[1][match] - value)))
+    left += [exported[1][each] for each in free]
+    end = score_thr
+    for scores in (expected[1], exported[1]):
+        if len(scores) >= most:
+            end = max(end, float(np.min(scores)))
+    unmatched = sum(value > end + SCORE_LIMIT for value in left)
+    return Deviation(len(expected[1]), box, score, int(unmatched))

@@ -1,0 +1,190 @@
+"""ONNX files of detectors."""
+
+import json
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import List, Union
+
+import torch
+from torch import nn
+
+from ..version import __version__
+from .decoded import Candidates, DecodedDetector
+
+OPSETS = range(18, 24)
+# An example to follow through the model; height and width must not be equal, or they become one.
+EXAMPLE = (2, 3, 192, 256)
+
+
+def export_onnx(
+    detector: nn.Module, path: Union[str, Path], nms: bool = False, opset: int = 18
+) -> None:
+    """Write a detector as an ONNX file, for batches and images of any size.
+
+    Args:
+        detector: A one-stage detector, see :class:`~sasa_det.export.decoded.DecodedDetector`.
+        path: The file to write.
+        nms: Whether suppression is a part of the model.
+        opset: Version of ONNX's operators.
+
+    Raises:
+        ImportError: A package is missing; names the extra that installs it.
+        ValueError: The detector or the opset cannot be exported.
+        OSError: The file cannot be written.
+
+    Examples:
+        >>> export_onnx(load_detector(config, 'epoch_12.pth'), 'detector.onnx')  # doctest: +SKIP
+    """
+    check_opset(opset)
+    check_writable(path)
+    onnx = import_onnx()
+    model = (Candidates if nms else DecodedDetector)(detector).eval()
+    outputs = ['boxes', 'scores', 'labels'] if nms else ['boxes', 'scores']
+    proto = translate(export_program(model), ['images'], outputs, opset)
+    if nms:
+        from .suppression import suppress
+
+        cfg = detector.test_cfg
+        suppress(proto.graph, cfg.nms, cfg.max_per_img)
+    _name_dimensions(proto.graph, nms)
+    meta = dict(
+        detector=type(detector).__name__,
+        classes=json.dumps((getattr(detector, 'dataset_meta', None) or {}).get('classes', ())),
+        sasa_det=__version__,
+    )
+    onnx.helper.set_model_props(proto, meta)
+    proto.producer_name, proto.producer_version = 'sasa_det', __version__
+    onnx.checker.check_model(proto)
+    Path(path).write_bytes(proto.SerializeToString())
+
+
+def export_program(model: nn.Module) -> torch.export.ExportedProgram:
+    """Follow a model by torch.export, with the batch's and the images' sizes left open.
+
+    Args:
+        model: A :class:`~sasa_det.export.decoded.DecodedDetector`, in inference mode.
+
+    Returns:
+        The program; of this package it needs the operator ``sasa_det::local_attention``.
+    """
+    device = next(model.parameters()).device
+    dims = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return torch.export.export(
+            model, (torch.zeros(EXAMPLE, device=device),), dynamic_shapes=(dims,), strict=False
+        )
+
+
+def translate(
+    program: torch.export.ExportedProgram, inputs: List[str], outputs: List[str], opset: int
+):
+    """Write a program, in which the operator may be, in ONNX's operators.
+
+    Args:
+        program: Such as :func:`export_program` makes.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        opset: Version of ONNX's operators.
+
+    Returns:
+        An ``onnx.ModelProto``.
+    """
+    from .attention import local_attention
+
+    with exporting():
+        written = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=inputs,
+            output_names=outputs,
+            custom_translation_table={torch.ops.sasa_det.local_attention.default: local_attention},
+            verbose=False,
+            # onnxscript would look for patterns in ten thousand nodes for many minutes; what runs the
+            # file folds and fuses by itself when it loads it.
+            optimize=False,
+        )
+    proto = written.model_proto
+    for node in chain(proto.graph.node, *(function.node for function in proto.functions)):
+        node.ClearField('metadata_props')  # stack traces, more than all else in the file
+    return proto
+
+
+def import_onnx():
+    """Import onnx, once it is clear that all is there that exporting takes.
+
+    Raises:
+        ImportError: A package is missing; names the extra that installs it.
+    """
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  checks what was written
+        import onnxscript  # noqa: F401  torch.onnx writes by it
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name} is missing, which exporting takes: pip install 'sasa_det[export]'"
+        ) from error
+    return onnx
+
+
+def check_opset(opset: int) -> None:
+    """Raise a ValueError if a version of ONNX's operators cannot be exported to.
+
+    Args:
+        opset: The version.
+
+    Examples:
+        >>> check_opset(9)
+        Traceback (most recent call last):
+            ...
+        ValueError: opset must be 18 to 23, but is 9
+    """
+    if opset not in OPSETS:
+        raise ValueError(f'opset must be {OPSETS[0]} to {OPSETS[-1]}, but is {opset}')
+
+
+def check_writable(path: Union[str, Path]) -> None:
+    """Raise an OSError if a file cannot be written, before work is done for it.
+
+    Args:
+        path: The file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f'{path}: is a folder, but a file is to be written')
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f'{path}: cannot be written, there is no folder {path.parent}')
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(f'{path}: cannot be written, there is no permission to')
+
+
+@contextmanager
+def exporting():
+    """Silence what torch.onnx says of every export: which torchvision operators are not there."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _name_dimensions(graph, nms: bool) -> None:
+    """Give the open sizes of inputs and outputs names that tell what they are."""
+    names = dict(images=('batch', None, 'height', 'width'))
+    if nms:
+        names.update({name: ('found',) for name in ('boxes', 'scores', 'labels', 'images_of')})
+    else:
+        names.update(boxes=('batch', 'priors'), scores=('batch', 'priors'))
+    for value in (*graph.input, *graph.output):
+        for name, dim in zip(names[value.name], value.type.tensor_type.shape.dim):
+            if name is not None:
+                dim.dim_param = name
