@@ -1,0 +1,71 @@
+"""The images that a person gives, who may be anyone: checked before they are decoded."""
+
+from pathlib import Path
+from typing import Union
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+MEGABYTES = 10
+MEGAPIXELS = 25
+SHORTEST = 16  # pixels of an edge
+LONGEST_RATIO = 10  # of the edges; beyond it the detector's resizing leaves nothing of the shorter
+LARGEST = 1333  # pixels of an edge that is shown and given to the detector
+
+_UNREADABLE = f'The file is not an image that can be read. Accepted are {", ".join(FORMATS)}.'
+_TOO_MANY_PIXELS = f'The image has more than {MEGAPIXELS} million pixels, which is the limit.'
+
+
+def read_upload(path: Union[str, Path]) -> np.ndarray:
+    """Read an uploaded image, scaled down to the size that the page works with.
+
+    Args:
+        path: Its file. Neither its name nor its suffix says anything.
+
+    Returns:
+        (H, W, 3) BGR, uint8, as mmdet takes it, no edge longer than ``LARGEST``.
+
+    Raises:
+        ValueError: It is too large, too narrow or no image of ``FORMATS``; a sentence that says which.
+
+    Examples:
+        >>> read_upload('/dev/null')
+        Traceback (most recent call last):
+        ValueError: The file is not an image that can be read. Accepted are BMP, JPEG, PNG, TIFF, WEBP.
+    """
+    if Path(path).stat().st_size > MEGABYTES * 2**20:
+        raise ValueError(f'The file is larger than {MEGABYTES} MB, which is the limit.')
+    try:
+        # Only the header is read here, so that what is too large is never decoded.
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(_TOO_MANY_PIXELS) from None
+    except Exception:  # Pillow fails by errors of many kinds on what is malformed
+        raise ValueError(_UNREADABLE) from None
+    with image:
+        _check(image)
+        try:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
+        except Exception:
+            raise ValueError(_UNREADABLE) from None
+    scale = LARGEST / max(pixels.shape)
+    if scale < 1:
+        height, width = (max(1, round(edge * scale)) for edge in pixels.shape[:2])
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(pixels)
+
+
+def _check(image: Image.Image) -> None:
+    shorter, longer = sorted(image.size)
+    if shorter * longer > MEGAPIXELS * 10**6:
+        raise ValueError(_TOO_MANY_PIXELS)
+    if shorter < SHORTEST or longer > LONGEST_RATIO * shorter:
+        raise ValueError(
+            'The image has {} x {} pixels; accepted are edges of at least {}, the longer at most {} '
+            'times the shorter.'.format(*image.size, SHORTEST, LONGEST_RATIO)
+        )
+    if image.mode[0] in 'IF':  # Pillow would clip what is above 255
+        raise ValueError('The image has more than 8 bits a pixel; save it with 8 a channel.')
