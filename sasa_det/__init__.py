@@ -5,15 +5,35 @@ Importing the package checks the installed stack and registers everything, so th
 """
 
 import sys
+from functools import cache
+from pathlib import Path
 
 from .stack import require_stack
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['__version__', 'register']
+
+# The doctor must start where the stack is broken, since it says what to mend, and the command line
+# where it is slow to import: they register when they need to.
+_MODULES = {'sasa_det.cli', 'sasa_det.doctor'}
+_SCRIPT = 'sasa-det'
 
 
-def _register() -> None:
-    """Check the stack, allow mmengine's checkpoints to be loaded, register all parts."""
+@cache
+def register() -> None:
+    """Check the stack, allow mmengine's checkpoints to be loaded, register all parts.
+
+    Importing the package does it, but for the command line, which does when it needs to.
+
+    Raises:
+        ImportError: The installed stack is not supported; says what to mend.
+
+    Examples:
+        >>> register()
+        >>> from mmdet.registry import MODELS
+        >>> 'SASAResNet' in MODELS
+        True
+    """
     require_stack()
     from .torchvision_ops import declare_missing_ops
 
@@ -21,12 +41,23 @@ def _register() -> None:
     from .checkpoint import allow_checkpoint_types
 
     allow_checkpoint_types()
-    from . import cpu_distributed, data, layers, models, ops, registry  # noqa: F401
+    from . import (  # noqa: F401
+        attention_hook,
+        checkpoint_hook,
+        cpu_distributed,
+        data,
+        epoch_seed_hook,
+        layers,
+        models,
+        ops,
+        registry,
+    )
     from .analysis import flops
 
     flops.register()
 
 
-# The doctor must start where the stack is broken: it says what to mend.
-if 'sasa_det.doctor' not in sys.orig_argv:
-    _register()
+if not _MODULES.intersection(sys.orig_argv) and _SCRIPT not in (
+    Path(argument).name for argument in sys.orig_argv[1:2]
+):
+    register()

@@ -21,7 +21,7 @@ def examine() -> Tuple[List[Row], List[Problem], Dict[str, Optional[str]]]:
         Rows of name, version, accepted versions and state; the problems; and for each backend of
         the operator None or the reason why it cannot be used.
 
-    Example:
+    Examples:
         >>> rows, problems, backends = examine()
         >>> rows[0][0], problems, backends['reference']
         ('python', [], None)

@@ -23,7 +23,7 @@ def tools_folder(package: str = 'mmdet') -> Path:
     Raises:
         FileNotFoundError: The package was installed without them.
 
-    Example:
+    Examples:
         >>> (tools_folder() / 'train.py').is_file()
         True
     """
@@ -48,7 +48,7 @@ def tool_path(name: str, package: str = 'mmdet') -> Path:
     Raises:
         ValueError: There is no such tool; lists those there are.
 
-    Example:
+    Examples:
         >>> tool_path('test').name
         'test.py'
     """

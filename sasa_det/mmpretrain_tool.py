@@ -15,7 +15,7 @@ from .mmdet_tool import main
 def what_is_missing() -> Optional[str]:
     """Say by which command to install what mmpretrain lacks, or give None.
 
-    Example:
+    Examples:
         >>> what_is_missing() is None or 'pip install' in what_is_missing()
         True
     """

@@ -59,7 +59,7 @@ def supported() -> Dict[str, str]:
     Returns:
         Accepted versions by distribution.
 
-    Example:
+    Examples:
         >>> supported()['torch']
         '>=2.1'
     """
@@ -76,7 +76,7 @@ def installed_version(distribution: str) -> Optional[str]:
     Returns:
         The version, None if it is not installed.
 
-    Example:
+    Examples:
         >>> installed_version('no-such-distribution') is None
         True
     """
@@ -93,7 +93,7 @@ def accepts(specifier: str, version: str) -> bool:
         specifier: Comma-separated bounds of the kinds ``>=``, ``<`` and ``==``.
         version: A version as pip writes it; what follows a ``+`` is its build.
 
-    Example:
+    Examples:
         >>> accepts('>=2.1', '2.13.0+cpu'), accepts('<81', '81.0.0'), accepts('==3.3.0', '3.3')
         (True, False, True)
     """
@@ -116,7 +116,7 @@ def find_problems(imports: bool = False) -> List[Problem]:
     Returns:
         One entry for each package that is wrong; empty if all is well.
 
-    Example:
+    Examples:
         >>> find_problems()
         []
     """
@@ -157,7 +157,7 @@ def require_stack() -> None:
     Raises:
         ImportError: Names each package, what was found, what is accepted and what mends it.
 
-    Example:
+    Examples:
         >>> require_stack()
     """
     problems = find_problems()
@@ -176,7 +176,7 @@ def mend_command(name: str, rebuild: bool = False) -> str:
         name: The distribution.
         rebuild: Replace an installed one of the right version that does not import.
 
-    Example:
+    Examples:
         >>> mend_command('setuptools').endswith("-m pip install 'setuptools<81'")
         True
     """

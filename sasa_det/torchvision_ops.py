@@ -22,7 +22,7 @@ def declare_missing_ops() -> None:
     Nothing is done without mmpretrain, or where torchvision can be imported. mmdet imports mmpretrain
     where there is one, so this comes before mmdet.
 
-    Example:
+    Examples:
         >>> declare_missing_ops()
     """
     if find_spec('mmpretrain') is None or find_spec('torchvision') is None:

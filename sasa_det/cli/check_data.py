@@ -1,0 +1,64 @@
+"""``sasa-det check-data``: all that is wrong with a data set, before training."""
+
+import argparse
+
+EXAMPLES = """\
+examples:
+  sasa-det check-data my_config.py
+  sasa-det check-data annotations/instances_train.json train/
+
+Exit status 1 if anything is wrong.
+"""
+
+
+def add_to(commands) -> None:
+    """Add the sub-command.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        'check-data',
+        help='list all that is wrong with annotations and images',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('data', help="a config, or an annotation file in COCO's format")
+    parser.add_argument('images', nargs='?', help='the folder of its images')
+    parser.set_defaults(run=run, passes_on=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """List the problems, one a line.
+
+    Args:
+        options: The parsed command line.
+
+    Returns:
+        1 if there are any, else 0.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ValueError: The config has no data sets.
+    """
+    from .. import register
+    from .inputs import find_config, read_config
+
+    register()
+    from ..data.check import DataPlace, data_places, find_data_problems
+
+    if options.images is not None:
+        places = [DataPlace(options.data, options.images)]
+    elif options.data.endswith('.json'):
+        raise ValueError(f'{options.data}: name the folder of its images after it')
+    else:
+        places = list(data_places(read_config(find_config(options.data))))
+        if not places:
+            raise ValueError(f'{options.data}: has no data set with an ann_file')
+    count = 0
+    for place in places:
+        for problem in find_data_problems(place):
+            count += 1
+            print(problem)
+    print(f'{count} problems in {", ".join(place.annotations for place in places)}')
+    return int(count > 0)

@@ -1,0 +1,83 @@
+"""``sasa-det configs``: list the configs that the package brings along, describe one."""
+
+import argparse
+
+EXAMPLES = """\
+examples:
+  sasa-det configs
+  sasa-det configs retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco
+  sasa-det configs my_config.py --size 800 1280
+"""
+
+
+def add_to(commands) -> None:
+    """Add the sub-command.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        'configs',
+        help='list the configs, or describe one: parameters, multiply-adds, what attends',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('config', nargs='?', help='the file or name of the one to describe')
+    parser.add_argument(
+        '--size',
+        nargs=2,
+        type=int,
+        default=(640, 640),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='of the image whose multiply-adds are counted (default: 640 640)',
+    )
+    parser.set_defaults(run=run, passes_on=False)
+
+
+def run(options: argparse.Namespace) -> None:
+    """List the configs, or describe one.
+
+    Args:
+        options: The parsed command line.
+    """
+    if options.config is None:
+        _list()
+    else:
+        _describe(options.config, tuple(options.size))
+
+
+def _list() -> None:
+    from .inputs import shipped_configs
+
+    folder = None
+    for name, path in sorted(shipped_configs().items(), key=lambda entry: entry[1]):
+        if path.parent.name != folder:
+            folder = path.parent.name
+            print(f'{folder}/')
+        print(f'    {name}')
+    print('In a config of your own: _base_ = "sasa_det::FOLDER/NAME.py"')
+
+
+def _describe(name: str, size: tuple) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .inputs import find_config, read_config
+
+    path = find_config(name)
+    with Console(stderr=True).status('Building the model and counting'):
+        from .. import register
+
+        register()
+        from ..analysis.detector_cost import detector_cost
+
+        cost = detector_cost(read_config(path), size)
+    table = Table('part', 'attention layers', 'parameters', title=str(path), title_justify='left')
+    for part, parameters in cost.parameters.items():
+        table.add_row(part, str(cost.attention.get(part, 0)), f'{parameters:,}')
+    table.add_section()
+    table.add_row('all', str(sum(cost.attention.values())), f'{sum(cost.parameters.values()):,}')
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    height, width = size
+    console.print(f'{cost.macs / 1e9:.3f} G multiply-adds for an image of {height} x {width}')

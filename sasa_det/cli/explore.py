@@ -1,0 +1,86 @@
+"""``sasa-det explore``: a web page on which to see where a detector's attention looks."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+DEFAULT = 'work_dirs/quickstart/epoch_8.pth'
+EXAMPLES = """\
+examples:
+  sasa-det explore
+  sasa-det explore runs/1/epoch_12.pth --port 8000
+  sasa-det explore runs/1/epoch_12.pth --host 0.0.0.0
+
+The page is for this machine alone, unless --host says otherwise: whoever reaches the address may then
+use it. It needs the extra `demo`, and nothing from the network.
+"""
+
+
+def add_to(commands) -> None:
+    """Add the sub-command.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers`` gave.
+    """
+    parser = commands.add_parser(
+        'explore',
+        help='open a web page that shows where attention looks from a pixel',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        default=DEFAULT,
+        help='weights, as training saves them (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--config', help='config file or name (default: the one beside the checkpoint)'
+    )
+    parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', metavar='KEY=VALUE', help='override settings of the config'
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.5,
+        help='the least score of a box that is drawn (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--host', default='127.0.0.1', help='address to listen at (default: %(default)s)'
+    )
+    parser.add_argument('--port', type=int, help='port (default: the first free one from 7860)')
+    parser.set_defaults(run=run, passes_on=False)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Serve the page until interrupted.
+
+    Args:
+        options: The parsed command line.
+
+    Raises:
+        FileNotFoundError, ValueError: A file is missing or not what it should be; names it.
+        ImportError: Gradio is missing.
+    """
+    if options.checkpoint == DEFAULT and not Path(DEFAULT).is_file():
+        raise FileNotFoundError(
+            f'{DEFAULT}: no such checkpoint; `bash tools/quickstart.sh` trains one, or name yours'
+        )
+    from rich.console import Console
+
+    from .inputs import load
+
+    with Console(stderr=True).status('Loading the detector'):
+        from ..explorer.page import build_page, require_gradio, serve
+
+        require_gradio()
+        model = load(options)
+        from ..explorer.examples import make_examples
+        from ..explorer.session import Explorer
+
+        explorer = Explorer(model, options.score_thr)
+    with tempfile.TemporaryDirectory() as folder:
+        page = build_page(explorer, make_examples(Path(folder)), Path(options.checkpoint).name)
+        serve(page, options.host, options.port)

@@ -1,0 +1,119 @@
+"""Sub-commands that pass their arguments on to what does the work."""
+
+import argparse
+import sys
+from typing import Callable, NamedTuple
+
+
+class HandOver(NamedTuple):
+    """A sub-command.
+
+    Attributes:
+        about: One line on it.
+        examples: Command lines.
+        run: Takes the arguments; returns the exit status.
+    """
+
+    about: str
+    examples: str
+    run: Callable
+
+
+def _doctor(rest: list) -> int:
+    from ..doctor import main
+
+    return main(rest)
+
+
+def _demo_data(rest: list) -> int:
+    from ..data.digits import main
+
+    if not rest or rest[0].startswith('--') and rest[0] != '--help':
+        rest = ['data/digits', *rest]
+    return 2 if main(rest) else 0
+
+
+def _mmdets(tool: str) -> Callable:
+    def run(rest: list) -> int:
+        from .. import register
+        from ..mmdet_tool import main
+        from .inputs import find_config, read_config
+
+        register()
+        if rest and not rest[0].startswith('-'):
+            path = find_config(rest[0])
+            read_config(path)
+            rest = [str(path), *rest[1:]]
+        main([tool, *rest])
+        return 0
+
+    return run
+
+
+def _compare(rest: list) -> int:
+    from .. import register
+
+    register()
+    from ..analysis.compare import main
+    from .inputs import shipped_configs
+
+    shipped = shipped_configs()
+    return main([str(shipped.get(argument, argument)) for argument in rest])
+
+
+COMMANDS = {
+    'doctor': HandOver(
+        'say what is installed, which backends there are, and how to mend what is wrong',
+        '  sasa-det doctor\n  sasa-det doctor --quiet && echo all is well',
+        _doctor,
+    ),
+    'demo-data': HandOver(
+        'make a data set of handwritten digits on photographs, in data/digits by default',
+        '  sasa-det demo-data\n  sasa-det demo-data my_digits --num-train 100 --num-val 20',
+        _demo_data,
+    ),
+    'train': HandOver(
+        "train, by mmdet's own train.py; CONFIG is a file or one of `sasa-det configs`",
+        '  sasa-det train retinanet_sasa-tiny_digits\n'
+        '  sasa-det train my_config.py --work-dir runs/1 --cfg-options train_cfg.max_epochs=2\n'
+        '  sasa-det train my_config.py --resume',
+        _mmdets('train'),
+    ),
+    'test': HandOver(
+        "evaluate, by mmdet's own test.py; CONFIG is a file or one of `sasa-det configs`",
+        '  sasa-det test my_config.py runs/1/epoch_12.pth\n'
+        '  sasa-det test my_config.py runs/1/epoch_12.pth --out predictions.pkl --show-dir shown',
+        _mmdets('test'),
+    ),
+    'compare': HandOver(
+        'train configs with several seeds, and set AP against parameters, FLOPs, time and memory',
+        '  sasa-det compare retinanet_tiny_digits retinanet_sasa-tiny_digits --work-dir runs/compare\n'
+        '  sasa-det compare a.py b.py --work-dir runs/ab --seeds 5 --cfg-options train_cfg.max_epochs=6',
+        _compare,
+    ),
+}
+
+
+def add_to(commands) -> None:
+    """Add the sub-commands.
+
+    Args:
+        commands: What ``ArgumentParser.add_subparsers`` gave.
+    """
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(name, help=command.about, add_help=False)
+        parser.set_defaults(run=run, passes_on=True)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Pass the arguments on; with ``--help``, show the examples first.
+
+    Args:
+        options: The parsed command line, with what is left to pass on in ``rest``.
+    """
+    command = COMMANDS[options.command]
+    if {'-h', '--help'}.intersection(options.rest):
+        print(f'sasa-det {options.command}: {command.about}\n\nexamples:\n{command.examples}\n')
+        print('arguments, of what it hands over to:', flush=True)
+        sys.stdout.flush()
+    return command.run(options.rest)

@@ -1,0 +1,78 @@
+"""The command line: what it takes, and what becomes of errors."""
+
+import argparse
+import sys
+import warnings
+from typing import Optional, Sequence
+
+from . import check_data, configs, explain, explore, export, hand_over, predict
+
+EXAMPLES = """\
+examples:
+  sasa-det doctor
+  sasa-det demo-data
+  sasa-det train retinanet_sasa-tiny_digits
+  sasa-det predict photos/ --checkpoint work_dirs/quickstart/epoch_8.pth --out found/
+
+`sasa-det COMMAND --help` has more. Exit status: 0; 1 if a part could not be done; 2 for what is
+wrong with arguments or files; 130 if interrupted.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Put the parser together out of the sub-commands.
+
+    Examples:
+        >>> build_parser().parse_args(['configs']).command
+        'configs'
+    """
+    parser = argparse.ArgumentParser(
+        prog='sasa-det',
+        description='Stand-alone self-attention in object detectors.',
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        '--traceback', action='store_true', help='show where an error came from (goes first)'
+    )
+    commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
+    for module in (hand_over, configs, check_data, predict, explain, explore, export):
+        module.add_to(commands)
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments instead of the command line's.
+
+    Returns:
+        The exit status.
+    """
+    parser = build_parser()
+    options, rest = parser.parse_known_args(argv)
+    if rest and not options.passes_on:
+        parser.error(f'unrecognized arguments: {" ".join(rest)}')
+    options.rest = rest
+    # mmengine asks setuptools, which announces to each who asks that this will go.
+    warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
+    try:
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print(f'sasa-det {options.command}: interrupted', file=sys.stderr)
+        return 130
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if options.traceback:
+            raise
+        print(f'sasa-det {options.command}: {_one_message(error)}', file=sys.stderr)
+        return 2
+
+
+def _one_message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f'{error.filename}: {error.strerror}'
+    # A KeyError's own text is the key alone, in quotes.
+    kind = f'{type(error).__name__}: ' if isinstance(error, KeyError) or not str(error) else ''
+    return f'{kind}{error}'

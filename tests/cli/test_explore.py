@@ -1,0 +1,70 @@
+import os
+import pickle
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+
+from sasa_det.cli.main import main
+
+
+def refused(capsys, *args):
+    assert main(['explore', *map(str, args)]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def gradio():
+    pytest.importorskip('gradio', reason='the explorer\'s page needs gradio: the extra "demo"')
+    pytest.importorskip('sklearn', reason='the examples are made of what scikit-learn ships')
+
+
+def test_without_a_checkpoint_the_quickstart_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys)
+    assert 'work_dirs/quickstart/epoch_8.pth: no such checkpoint' in error
+    assert 'tools/quickstart.sh' in error
+
+
+def test_without_gradio_the_extra_is_named(capsys, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    assert "pip install 'sasa_det[demo]'" in refused(capsys, trained)
+
+
+def test_a_checkpoint_that_runs_code_is_refused(gradio, capsys, trained, tmp_path):
+    mark = tmp_path / 'was-here'
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(mark),)
+
+    (tmp_path / 'tiny.py').write_bytes((trained.parent / 'tiny.py').read_bytes())
+    for name, save in {
+        'zip.pth': torch.save,
+        'old.pth': lambda value, path: torch.save(
+            value, path, _use_new_zipfile_serialization=False
+        ),
+        'bare.pth': lambda value, path: path.write_bytes(pickle.dumps(value)),
+    }.items():
+        save(dict(state_dict={}, meta=Evil()), tmp_path / name)
+        error = refused(capsys, tmp_path / name)
+        assert f'{name}: cannot be loaded' in error and not mark.exists()
+
+
+def test_it_serves_this_machine_until_interrupted(gradio, trained):
+    command = [sys.executable, '-W', 'ignore', '-m', 'sasa_det.cli', 'explore', str(trained)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        assert line.startswith('http://127.0.0.1:')
+        page = urllib.request.urlopen(line.split()[0], timeout=60).read().decode()
+        assert 'attention explorer' in page
+        time.sleep(0.5)
+        process.send_signal(2)
+        assert process.wait(60) in (0, 130)
+    finally:
+        process.kill()
+        process.wait()
