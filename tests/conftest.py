@@ -7,3 +7,5 @@ import torch
 # Without a GPU the Triton kernels run under Triton's interpreter, which it decides on when it is imported.
 if not torch.cuda.is_available():
     os.environ['TRITON_INTERPRET'] = '1'
+# On a GPU torch refuses to multiply matrices deterministically, as tests/ops/ asks for, without this.
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
