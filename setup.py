@@ -1,4 +1,4 @@
-"""What setup.cfg cannot say: the operator's C++ kernels, and a .pth file beside the package.
+"""What setup.cfg cannot say: the C++ kernels, a .pth file beside the package, an sdist of the same bytes.
 
 The kernels are built where torch and a compiler are there, and left out otherwise. Python reads the
 .pth file at its start; with it mmengine resolves ``_base_ = 'sasa_det::...'``: see
@@ -6,12 +6,15 @@ _sasa_det_configs.py.
 """
 
 import glob
+import gzip
 import os
 import sys
 import sysconfig
+import tarfile
 
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 try:
     # Not there where pip isolates the build: then sasa_det computes in plain PyTorch.
@@ -30,6 +33,32 @@ class BuildWithPth(build_py):
         super().run()
         if not self.editable_mode:
             self.copy_file(PTH, os.path.join(self.build_lib, PTH))
+
+
+class ReproducibleSdist(sdist):
+    """Pack the same files into the same bytes, whenever and by whomever."""
+
+    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
+        """Write the .tar.gz with one time, SOURCE_DATE_EPOCH or 1980's first day, and no owner."""
+        if format != 'gztar':
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+        time = int(os.environ.get('SOURCE_DATE_EPOCH', 315532800))  # the earliest that a zip can hold
+
+        def without_circumstances(member):
+            member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, '', ''
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            return member
+
+        files = [os.path.join(at, name) for at, _, names in os.walk(base_dir) for name in names]
+        path = f'{base_name}.tar.gz'
+        with (
+            open(path, 'wb') as file,
+            gzip.GzipFile('', 'wb', fileobj=file, mtime=time) as zipped,
+            tarfile.open(mode='w', fileobj=zipped, dereference=True) as archive,
+        ):
+            for name in sorted(files):
+                archive.add(name, filter=without_circumstances)
+        return path
 
 
 class DistributionWithData(Distribution):
@@ -73,7 +102,7 @@ if 'editable_wheel' in sys.argv:
 extensions, commands = native_kernels()
 setup(
     distclass=DistributionWithData,
-    cmdclass={'build_py': BuildWithPth, **commands},
+    cmdclass={'build_py': BuildWithPth, 'sdist': ReproducibleSdist, **commands},
     ext_modules=extensions,
     data_files=data_files,
 )

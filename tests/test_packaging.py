@@ -7,6 +7,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def run(*command, cwd, pythonpath=None):
 def source(tmp_path_factory):
     """A copy of the checkout: building leaves files beside the source."""
     folder = tmp_path_factory.mktemp('source') / 'checkout'
-    left_out = {'.git', '.venv', 'data', 'work_dirs', 'build', 'tests'}
+    left_out = {'.git', '.venv', '.venv-onedl', 'data', 'work_dirs', 'build', 'tests'}
+    left_out |= {'.pytest_cache', '.ruff_cache', '.hypothesis'}  # written while other tests run
 
     def ignore(parent, names):
         return left_out.intersection(names) if Path(parent) == ROOT else {'__pycache__'}
@@ -108,6 +110,26 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert not [name for name in held if name.startswith(('tests', 'tools', 'configs'))]
 
 
+def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
+    """Of two copies, made at other times under other umasks; it holds what an install needs."""
+    archives = []
+    for number, umask in enumerate(('022', '077')):
+        copy = tmp_path / f'copy_{number}'
+        shutil.copytree(source, copy, symlinks=True, copy_function=shutil.copy)
+        out = tmp_path / f'dist_{number}'
+        build = f"umask {umask}; exec '{sys.executable}' setup.py --quiet sdist --dist-dir '{out}'"
+        run('bash', '-c', build, cwd=copy)
+        (archive,) = out.glob('*.tar.gz')
+        archives.append(archive)
+    first, second = (archive.read_bytes() for archive in archives)
+    assert first == second
+    with tarfile.open(archives[0]) as sdist:
+        held = {name.partition('/')[2] for name in sdist.getnames()}
+    assert f'sasa_det/.mim/configs/{CONFIG}' in held
+    assert {'sasa_det_configs.pth', 'setup.py', 'sasa_det/.mim/model-index.yml'} <= held
+    assert {f'sasa_det/ops/csrc/{path.name}' for path in (ROOT / 'sasa_det/ops/csrc').iterdir()} <= held
+
+
 def test_setup_cfg_asks_for_what_the_stack_check_accepts():
     parser = configparser.ConfigParser()
     parser.read(ROOT / 'setup.cfg')
@@ -119,7 +141,12 @@ def test_setup_cfg_asks_for_what_the_stack_check_accepts():
 
 def test_setup_env_installs_the_versions_that_the_stack_check_gives():
     script = (ROOT / 'tools' / 'setup_env.sh').read_text()
-    assert stack.mend_command('mmcv').split()[-1] in script
+    for bounds in (stack.OPENMMLAB, stack.ONEDL):
+        for name in bounds:
+            if 'mmcv' in name:
+                assert stack.mend_command(name).split()[-1] in script
+    for name in ('onedl-mmengine', 'onedl-mmdetection'):
+        assert f'{name}{stack.ONEDL[name]}' in script
     assert stack.COMMON['setuptools'] in script
 
 
