@@ -8,7 +8,7 @@ import platform
 import sys
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from .stack import MINIMUM_PYTHON, Problem, find_problems, installed_version, supported
+from .stack import MINIMUM_PYTHON, Problem, find_problems, installed_version, is_fork, supported
 from .version import __version__
 
 Row = Tuple[str, str, str, str]
@@ -53,7 +53,8 @@ def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[
         problems: What is wrong.
         backends: Each backend of the operator with None or the reason why it cannot be used.
     """
-    _table(f'sasa_det {__version__} stands on', ('package', 'version', 'accepted', 'state'), rows)
+    family = 'the onedl fork' if is_fork() else "OpenMMLab's packages"
+    _table(f'sasa_det {__version__} stands on {family}', ('package', 'version', 'accepted', 'state'), rows)
     states = [
         (name, 'available' if why is None else f'no: {why}') for name, why in backends.items()
     ]

@@ -53,6 +53,16 @@ class Problem(NamedTuple):
         )
 
 
+def is_fork() -> bool:
+    """Say whether the fork is what is installed, rather than OpenMMLab's packages.
+
+    Examples:
+        >>> is_fork() in (True, False)
+        True
+    """
+    return installed_version('mmdet') is None and any(map(installed_version, ONEDL))
+
+
 def supported() -> Dict[str, str]:
     """Choose the family of packages to check: OpenMMLab's, or the fork where that is installed.
 
@@ -63,8 +73,7 @@ def supported() -> Dict[str, str]:
         >>> supported()['torch']
         '>=2.1'
     """
-    fork = installed_version('mmdet') is None and any(map(installed_version, ONEDL))
-    return {**COMMON, **(ONEDL if fork else OPENMMLAB)}
+    return {**COMMON, **(ONEDL if is_fork() else OPENMMLAB)}
 
 
 def installed_version(distribution: str) -> Optional[str]:

@@ -5,12 +5,23 @@
 #   otherwise .venv/              made here, and completed where something is missing
 # SASA_TORCH names another torch for .venv, with pip's options if any:
 #   SASA_TORCH='torch==2.5.1 --index-url https://download.pytorch.org/whl/cu124'
+# SASA_STACK=onedl takes the maintained fork of mmdet, mmcv and mmengine instead, in .venv-onedl/.
 # shellcheck shell=bash
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 SASA_TORCH="${SASA_TORCH:-torch==2.13.0}"
-SASA_MMCV='mmcv==2.1.0'
-SASA_VENV="$ROOT/.venv"
+# The versions are those of sasa_det/stack.py. mmcv is the one that is built from source.
+case "${SASA_STACK:=openmmlab}" in
+    openmmlab)
+        SASA_MMCV='mmcv==2.1.0'
+        SASA_VENV="$ROOT/.venv" ;;
+    onedl)
+        SASA_MMCV='onedl-mmcv==2.3.6'
+        SASA_VENV="$ROOT/.venv-onedl" ;;
+    *)
+        printf "setup: SASA_STACK must be openmmlab or onedl, not '%s'\n" "$SASA_STACK" >&2
+        exit 1 ;;
+esac
 SASA_STAMP="$SASA_VENV/setup.done"
 SASA_LOG="$SASA_VENV/setup.log"
 
@@ -94,8 +105,28 @@ need_compiler() {
 
 rebuild_mmcv() {
     need_compiler
-    "$SASA_VENV/bin/python" -m pip cache remove mmcv || true
-    build_mmcv --force-reinstall --no-deps --no-binary mmcv
+    "$SASA_VENV/bin/python" -m pip cache remove "${SASA_MMCV%%=*}" || true
+    build_mmcv --force-reinstall --no-deps --no-binary "${SASA_MMCV%%=*}"
+}
+
+install_sasa_det() {
+    if [[ "$SASA_STACK" == openmmlab ]]; then
+        pip_install --no-build-isolation --editable "$ROOT[tests]"
+        return
+    fi
+    # Its requirements name OpenMMLab's packages, which would lie over the fork's modules of the same names.
+    "$SASA_VENV/bin/python" - "$ROOT/setup.cfg" >"$SASA_VENV/requirements.txt" <<'EOF' || return
+import configparser, sys
+
+config = configparser.ConfigParser()
+config.read(sys.argv[1])
+wanted = [config['options']['install_requires'], config['options.extras_require']['tests']]
+family = ('mmengine', 'mmcv', 'mmdet')
+print('\n'.join(line for line in '\n'.join(wanted).splitlines() if not line.startswith(family)))
+EOF
+    pip_install 'onedl-mmengine==0.10.12' 'onedl-mmdetection==3.5.1' "$SASA_MMCV" \
+        -r "$SASA_VENV/requirements.txt" &&
+        pip_install --no-build-isolation --no-deps --editable "$ROOT"
 }
 
 complete_venv() {
@@ -115,7 +146,7 @@ complete_venv() {
     # shellcheck disable=SC2086  # options beside the requirement are meant to be split
     step "$SASA_TORCH" '1 min and the download' pip_install $SASA_TORCH
     if ! ops_import; then
-        "$SASA_VENV/bin/python" -m pip cache list mmcv 2>/dev/null | grep -q '\.whl' || need_compiler
+        "$SASA_VENV/bin/python" -m pip cache list "${SASA_MMCV%%=*}" 2>/dev/null | grep -q '\.whl' || need_compiler
         step "$SASA_MMCV with its ops" "1 min from pip's cache, else built in 11 min on 2 cores" \
             build_mmcv
         # pip's cache may hold one without ops, or one that was built against another torch.
@@ -123,8 +154,7 @@ complete_venv() {
             '11 min on 2 cores' rebuild_mmcv
         ops_import || give_up "mmcv was built, but \`import mmcv.ops\` fails; see $SASA_LOG."
     fi
-    step 'sasa_det with its C++ kernels, mmdet and the tools for tests' '2 min' \
-        pip_install --no-build-isolation --editable "$ROOT[tests]"
+    step 'sasa_det with its C++ kernels, mmdet and the tools for tests' '2 min' install_sasa_det
     if ! "$SASA_VENV/bin/python" -c 'import cv2' >>"$SASA_LOG" 2>&1; then
         # A server without graphics libraries: the same module without windows.
         step 'opencv-python-headless, as opencv-python does not import' '20 s' \
