@@ -42,7 +42,8 @@ class ReproducibleSdist(sdist):
         """Write the .tar.gz with one time, SOURCE_DATE_EPOCH or 1980's first day, and no owner."""
         if format != 'gztar':
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
-        time = int(os.environ.get('SOURCE_DATE_EPOCH', 315532800))  # the earliest that a zip can hold
+        # The earliest that a zip can hold.
+        time = int(os.environ.get('SOURCE_DATE_EPOCH', 315532800))
 
         def without_circumstances(member):
             member.mtime, member.uid, member.gid, member.uname, member.gname = time, 0, 0, '', ''

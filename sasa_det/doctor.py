@@ -54,7 +54,11 @@ def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[
         backends: Each backend of the operator with None or the reason why it cannot be used.
     """
     family = 'the onedl fork' if is_fork() else "OpenMMLab's packages"
-    _table(f'sasa_det {__version__} stands on {family}', ('package', 'version', 'accepted', 'state'), rows)
+    _table(
+        f'sasa_det {__version__} stands on {family}',
+        ('package', 'version', 'accepted', 'state'),
+        rows,
+    )
     states = [
         (name, 'available' if why is None else f'no: {why}') for name, why in backends.items()
     ]
