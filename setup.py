@@ -52,6 +52,7 @@ class ReproducibleSdist(sdist):
 
         files = [os.path.join(at, name) for at, _, names in os.walk(base_dir) for name in names]
         path = f'{base_name}.tar.gz'
+        self.mkpath(os.path.dirname(path) or '.')
         with (
             open(path, 'wb') as file,
             gzip.GzipFile('', 'wb', fileobj=file, mtime=time) as zipped,
