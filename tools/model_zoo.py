@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the README and the metafile of each family of configs, from what was counted and measured.
 
-    python tools/model_zoo.py
+    python tools/model_zoo.py [--plot docs/images/measured.png]
 
 Exits with 1 if anything changed. Accuracies come from configs/measured.json.
 """

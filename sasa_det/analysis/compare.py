@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmdet.registry import DATASETS
 from mmengine.config import Config
@@ -104,19 +105,28 @@ def draw(entries: Sequence[Entry]) -> Figure:
     """
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
+    draw_on(axes, entries)
+    axes.set_title('Accuracy against cost')
+    return figure
+
+
+def draw_on(axes: Axes, entries: Sequence[Entry]) -> None:
+    """Plot AP against FLOPs, with standard errors, as a part of a figure.
+
+    Args:
+        axes: What to draw on.
+        entries: Those without a result are left out.
+    """
     for entry in entries:
         if entry.results:
             flops, ap = entry.costs.flops / 1e9, entry.mean('AP')
             axes.errorbar(
                 flops, ap, yerr=entry.error('AP'), marker='o', capsize=4, label=entry.name
             )
-    axes.set(
-        title='Accuracy against cost', xlabel='GFLOPs an image, a multiply-add as two', ylabel='AP'
-    )
+    axes.set(xlabel='GFLOPs an image, a multiply-add as two', ylabel='AP')
     axes.grid(alpha=0.3)
     if axes.containers:
         axes.legend(fontsize='small')
-    return figure
 
 
 def draw_training(folders: Dict[str, Path]) -> Figure:

@@ -2,6 +2,7 @@
 
 ``python tools/model_zoo.py`` writes them. Parameters and FLOPs are counted anew, accuracies come from
 ``configs/measured.json``, which ``tools/compare.py`` writes, and from the paper, labelled as such.
+``--plot FILE`` draws what was measured.
 """
 
 import argparse
@@ -13,9 +14,10 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 import torch
 import yaml
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from .compare import Entry
+from .compare import Entry, draw_on
 from .costs import Costs, count_costs
 from .paper_tables import CONFIGS, build_model, load_paper
 
@@ -223,6 +225,29 @@ def _measured_cell(entry: Optional[Entry]) -> str:
     return f'{entry.mean("AP"):.1f}{spread} ({seeds} seed{"s" * (seeds > 1)})'
 
 
+def draw_measured() -> Figure:
+    """Plot AP against FLOPs, a panel for each data set on which something was measured.
+
+    Examples:
+        >>> [panel.get_title() for panel in draw_measured().axes]
+        ['Digits', 'BCCD']
+    """
+    measured = load_measured()
+    panels = {}
+    for folder, family in FAMILIES.items():
+        names = {path.stem for path in (CONFIGS / folder).glob('*.py')}
+        entries = [entry for name, entry in measured.items() if name in names]
+        if entries:
+            panels[family.data] = entries
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    for axes, (data, entries) in zip(
+        figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items()
+    ):
+        draw_on(axes, entries)
+        axes.set_title(data)
+    return figure
+
+
 def write(root: Path) -> List[str]:
     """Write each family's README.md, between its marks, and metafile.yml.
 
@@ -267,7 +292,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(
         prog='tools/model_zoo.py', description='Write the README and metafile of each family.'
     )
-    parser.parse_args(argv)
+    parser.add_argument('--plot', metavar='FILE', help='also draw AP against FLOPs')
+    arguments = parser.parse_args(argv)
+    if arguments.plot:
+        draw_measured().savefig(arguments.plot, dpi=100)
     changed = write(CONFIGS.resolve())
     for path in changed:
         print(f'written: {path}')

@@ -69,3 +69,19 @@ def test_a_readme_without_marks_is_refused(tmp_path, monkeypatch):
     (tmp_path / next(iter(FAMILIES)) / 'README.md').write_text('# Mine\n')
     with pytest.raises(ValueError, match='must have the lines'):
         model_zoo.write(tmp_path)
+
+
+def test_the_plot_has_each_mean_at_its_flops(tmp_path, monkeypatch):
+    figure = model_zoo.draw_measured()
+    measured = model_zoo.load_measured()
+    drawn = {
+        container.get_label(): tuple(map(float, container[0].get_xydata()[0]))
+        for axes in figure.axes
+        for container in axes.containers
+    }
+    assert drawn == {
+        name: (entry.costs.flops / 1e9, entry.mean('AP')) for name, entry in measured.items()
+    }
+    monkeypatch.setattr(model_zoo, 'write', lambda root: [])
+    assert model_zoo.main(['--plot', str(tmp_path / 'measured.png')]) == 0
+    assert (tmp_path / 'measured.png').read_bytes().startswith(b'\x89PNG')
