@@ -1,6 +1,5 @@
 """Random numbers that depend on the seed and the place in training alone, not on the way there."""
 
-import itertools
 import random
 from functools import partial
 from typing import Iterator
@@ -42,7 +41,7 @@ class EpochSeedHook(DistSamplerSeedHook):
         if isinstance(runner.train_loop, IterBasedTrainLoop):
             # Without workers, data and model draw from the same generators.
             batches = runner.train_loop.dataloader_iterator
-            runner.train_loop.dataloader_iterator = _seeded(batches, runner.seed, get_rank())
+            runner.train_loop.dataloader_iterator = _SeededBatches(batches, runner.seed, get_rank())
         elif loader.num_workers:
             loader.worker_init_fn = partial(
                 _seed_worker, seed=runner.seed, epoch=runner.epoch, rank=get_rank()
@@ -80,10 +79,28 @@ def seed_generators(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def _seeded(batches: Iterator, *numbers: int) -> Iterator:
-    for place in itertools.count():
-        seed_generators(*numbers, place)
-        yield next(batches)
+class _SeededBatches:
+    """Batches without end, each drawn from generators that were seeded for its place."""
+
+    def __init__(self, batches: Iterator, *numbers: int) -> None:
+        self.batches, self.numbers, self.place = batches, numbers, 0
+
+    def __iter__(self) -> '_SeededBatches':
+        return self
+
+    def __next__(self):
+        seed_generators(*self.numbers, self.place)
+        self.place += 1
+        return next(self.batches)
+
+    def skip_iter(self, num_iters: int) -> None:
+        """Draw batches that a resumed run has had.
+
+        The fork's mmengine asks for this. It would leave them out where it can; workers, whose generators
+        move on from batch to batch, would then augment otherwise than in a run that was left alone.
+        """
+        for _ in range(num_iters):
+            next(self)
 
 
 def _mix(*numbers: int) -> int:
