@@ -59,6 +59,8 @@ def test_it_serves_this_machine_until_interrupted(gradio, trained):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         line = process.stdout.readline()
+        while line and not line.startswith('http'):  # mmdet's fork prints when it is imported
+            line = process.stdout.readline()
         assert line.startswith('http://127.0.0.1:')
         page = urllib.request.urlopen(line.split()[0], timeout=60).read().decode()
         assert 'attention explorer' in page
