@@ -24,7 +24,7 @@ def run(*arguments, path):
 
 def pretend(path, name, version):
     """Put a distribution's metadata into a folder."""
-    info = path / f'{name}-{version}.dist-info'
+    info = path / f'{name.replace("-", "_")}-{version}.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
 
