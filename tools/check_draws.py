@@ -6,7 +6,7 @@
 
 Draw number N is the same on every machine; `--first N --draws 1` repeats it. float64 must agree to 1e-10;
 another type may lose twice what the eager backend loses in it at most, a unit in the last place for each
-channel of a head, and one of the largest logit, which is what storing the log-sum-exp in it costs.
+channel of a head, and two in float32 of the largest log-sum-exp, which is all that forward keeps in that type.
 """
 
 import argparse
@@ -112,7 +112,8 @@ def share_of_budget(seed: int, backend: str, dtype: torch.dtype) -> float:
         )
         # What is stored low is computed in float32.
         units = torch.finfo(dtype).eps * depth
-        units += torch.finfo(torch.float32).eps * largest_logit(exact, options)
+        most = largest_logit(exact, options) + math.log(options['kernel_size'] ** 2)
+        units += 2 * torch.finfo(torch.float32).eps * most
         allowed = 2 * lost + units
         shares = [
             rms(result - truth) / (allowed * max(size, 1.0)) for result, _, truth, size in there
