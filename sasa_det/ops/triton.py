@@ -245,6 +245,8 @@ def _launch(
         sum((size - 1) * stride for size, stride in zip((depth, height, width), x.stride()[1:]))
         for x in there
     )
+    # Addresses of 64 bits take twice the registers: more warps share them.
+    wide = extent >= 2**31
     arguments = dict(
         **maps,
         **sums,
@@ -271,10 +273,10 @@ def _launch(
         PADDED=pad(depth),
         UNIT=unit,
         # Offsets within a plane; where a plane begins is always in 64 bits.
-        INDEX=tl.int32 if extent < 2**31 else tl.int64,
+        INDEX=tl.int64 if wide else tl.int32,
         SUM=tl.float64 if query.dtype == torch.float64 else tl.float32,
         PRECISION=_precision(),
-        num_warps=tile.warps,
+        num_warps=8 if wide else tile.warps,
         num_stages=tile.stages,
     )
     return Launch(kernel, batch * window.num_heads * tiles, arguments)
