@@ -66,7 +66,7 @@ def projected_attention(
     weight = torch.cat(weights)
     bias = None
     if any(each is not None for each in biases):
-        zeros = weight.new_zeros(len(weights[0]))
+        zeros = torch.zeros(len(weights[0]), dtype=weight.dtype, device=weight.device)
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
     if (
