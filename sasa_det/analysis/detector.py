@@ -29,7 +29,7 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
     Raises:
         FileNotFoundError: There is no such checkpoint.
         ValueError: It cannot be read, asks for code to be run, or holds other weights than the model
-            has; says which, and which config of the package would fit.
+            has; says which, and which config of the package would fit. Or the config has no test data.
 
     Examples:
         >>> load_detector(Config.fromfile('configs/tiny.py'), 'epoch_12.pth') # doctest: +SKIP
@@ -37,6 +37,11 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
     """
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'{checkpoint}: no such checkpoint')
+    if not config.get('test_dataloader'):
+        raise ValueError(
+            f'{config.filename}: test_dataloader is not set; its pipeline says how images are loaded, '
+            'and its data set which classes there are'
+        )
     try:
         saved = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu', logger='silent')
         # It prints that it loads.

@@ -217,3 +217,10 @@ class TestErrorsOfTheOutsideWorld:
         argv = ['--traceback', 'predict', 'nowhere.jpg', '--checkpoint', 'x', '--out', 'y']
         with pytest.raises(FileNotFoundError, match='nowhere.jpg'):
             main(argv)
+
+
+def test_a_config_without_test_data_is_named(trained):
+    config = Config.fromfile(trained.with_name('tiny.py'))
+    config.test_dataloader = None
+    with pytest.raises(ValueError, match='tiny.py: test_dataloader is not set'):
+        load_detector(config, trained)
