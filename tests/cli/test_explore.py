@@ -1,5 +1,7 @@
+import functools
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -56,7 +58,9 @@ def test_a_checkpoint_that_runs_code_is_refused(gradio, capsys, trained, tmp_pat
 
 def test_it_serves_this_machine_until_interrupted(gradio, trained):
     command = [sys.executable, '-W', 'ignore', '-m', 'sasa_det.cli', 'explore', str(trained)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # What a shell starts in the background ignores Ctrl-C, and so would what it starts in turn.
+    heed_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
     try:
         line = process.stdout.readline()
         while line and not line.startswith('http'):  # mmdet's fork prints when it is imported
@@ -65,7 +69,7 @@ def test_it_serves_this_machine_until_interrupted(gradio, trained):
         page = urllib.request.urlopen(line.split()[0], timeout=60).read().decode()
         assert 'attention explorer' in page
         time.sleep(0.5)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(60) in (0, 130)
     finally:
         process.kill()
