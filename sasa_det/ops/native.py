@@ -1,4 +1,4 @@
-"""Local attention in C++ for the CPU; the kernels and how they work are in ``csrc/kernels.h``."""
+"""Local attention in C++ for the CPU; the kernels are in ``csrc/``, and how they work in ``csrc/kernels.h``."""
 
 from typing import Optional, Tuple
 
@@ -13,7 +13,7 @@ except ImportError as error:
     _native = None
     _MISSING = str(error)
 
-# LARGEST_SPAN in csrc/kernels.h.
+# LARGEST_SPAN in csrc/rows.h.
 _LARGEST_KERNEL = 127
 
 

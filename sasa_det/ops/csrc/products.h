@@ -1,0 +1,229 @@
+// The products of local attention: of queries with the keys of their windows, and sums over windows.
+//
+// Loads limit these loops, not products: a window's shifted vectors are unaligned, and many count twice. So
+// GROUP rows of queries advance together, every vector of a key or a value that is loaded serves all of them,
+// and what is loaded serves a whole tile of pixels while it is in the first cache.
+
+#include "rows.h"
+
+namespace sasa {
+namespace {
+
+// Neighbours in a row, and channels, of which GROUP times as many sums stay in registers.
+constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? 9 : 4;
+constexpr int MAX_CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
+// Vectors of pixels that are computed in turn before the next row, or the next channels, are touched.
+constexpr int TILE = 128 / VECTOR_BYTES;
+
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
+
+// Call fn with the number of neighbours as a compile-time constant, k at once or in pieces.
+template <typename F>
+inline void in_pieces(int64_t k, const F& fn) {
+  int64_t n = 0;
+  if constexpr (MAX_NEIGHBOURS >= 9) {
+    if (k == 9) return fn(Count<9>(), n);
+    for (; n + 7 <= k; n += 7) fn(Count<7>(), n);
+    if (n + 5 <= k) fn(Count<5>(), n), n += 5;
+  }
+  for (; n + 4 <= k; n += 4) fn(Count<4>(), n);
+  switch (k - n) {
+    case 3: return fn(Count<3>(), n);
+    case 2: return fn(Count<2>(), n);
+    case 1: return fn(Count<1>(), n);
+  }
+}
+
+// Call fn with a number of channels as a compile-time constant.
+template <typename F>
+inline void by_channels(int64_t depth, const F& fn) {
+  int64_t c = 0;
+  for (; c + MAX_CHANNELS <= depth; c += MAX_CHANNELS) fn(Count<MAX_CHANNELS>(), c);
+  for (; c + 2 <= depth; c += 2) fn(Count<2>(), c);
+  for (; c < depth; ++c) fn(Count<1>(), c);
+}
+
+// Call fn with the number of rows in a group as a compile-time constant.
+template <typename F>
+inline void as_group(int64_t rows, const F& fn) {
+  static_assert(GROUP == 3, "one case for each number of rows");
+  switch (rows) {
+    case 3: return fn(Count<3>());
+    case 2: return fn(Count<2>());
+    case 1: return fn(Count<1>());
+  }
+}
+
+// What logits begin with: the sum of a term of the window's row and one of its column. Window g's begin at
+// g * step; it sees the same row of the map one row further up.
+template <typename T>
+struct Bias {
+  const Vec<T>* row;
+  const Vec<T>* col;
+  int64_t step;
+
+  Vec<T> at(int g, int n) const { return row[g * (step - 1)] + col[g * step + n]; }
+};
+
+// out[g][n] = bias + sum over c of a[g][c] * b[c] shifted by n pixels, for a tile's vectors of pixels, and
+// peak the larger of it and the largest of them. A NaN never becomes the largest. What belongs to the next
+// vector lies GROUP windows, biases or peaks further on.
+template <int G, int N, typename T>
+__attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon, int64_t depth,
+                                    int64_t stride, Bias<T> bias, Vec<T>* out, int64_t k, Vec<T>* peak,
+                                    int64_t vectors) {
+  typedef Vec<T> V;
+  constexpr int L = Vector<T>::lanes;
+  const int64_t step = k * k - k;
+  for (int64_t x = 0; x < vectors; ++x) {
+    V sum[G][N];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) sum[g][n] = bias.at(g, n);
+    const T *from = b + x * L, *next = soon + x * L;
+    for (int64_t c = 0; c < depth; ++c, from += stride, next += stride) {
+      V factor[G];
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) factor[g] = load(a[g] + x * L + c * stride);
+      __builtin_prefetch(next);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        const V shifted = load_once(from + n);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * shifted;
+      }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      V most = peak[g];
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        out[g * step + n] = sum[g][n];
+        most = larger<T>(sum[g][n], most);
+      }
+      peak[g] = most;
+    }
+    out += GROUP * k * k, peak += GROUP;
+    bias.row += GROUP * 2 * k, bias.col += GROUP * 2 * k;
+  }
+}
+
+// out[g * step + n] = sum over c of a[g][c] * table[c][n], for the vector of pixels at the offset.
+template <int G, int N, typename T>
+inline void table_dots(const T* const* a, int64_t offset, const T* table, int64_t depth, int64_t stride,
+                       int64_t k, Vec<T>* out, int64_t step) {
+  Vec<T> sum[G][N];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+  for (int64_t c = 0; c < depth; ++c) {
+    Vec<T> factor[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) factor[g] = load(a[g] + offset + c * stride);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * table[c * k + n];
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
+}
+
+// out[n] += sum over pixels of a * b[n], lane by lane.
+template <int N, typename T>
+inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec<T>* out) {
+  Vec<T> sum[N];
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) sum[n] = out[n];
+  for (int64_t x = 0; x < padded; x += Vector<T>::lanes) {
+    const Vec<T> factor = load(a + x);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[n] += factor * load(b + n * stride + x);
+  }
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) out[n] = sum[n];
+}
+
+// What some sums run over: rows of a map, and for each the weights of each sum. Row s belongs to the sums
+// lead + s to lead + s + k - 1, of those that there are.
+template <typename T>
+struct Span {
+  const T* const* rows;              // [s], null outside of the map
+  const T* const (*weights)[GROUP];  // [s][g], of the first of k neighbours
+  int64_t count, lead;
+  int64_t k, stride, weight_stride;
+  Fetch* fetch;  // what to bring in meanwhile
+};
+
+// Add to sum[g][n] row s of a span, for the sums FIRST to LAST. The shift goes left where DIRECTION is -1.
+template <int FIRST, int LAST, int DIRECTION, int G, int N, typename T>
+inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t s, int64_t offset,
+                                                   int64_t weight_offset, Vec<T> (&sum)[G][N]) {
+  const T* row = span.rows[s] + offset;
+  span.fetch->next();
+  const T* weights[G];
+#pragma GCC unroll 4
+  for (int g = FIRST; g <= LAST; ++g) weights[g] = span.weights[s][g] + weight_offset;
+  for (int64_t j = 0; j < span.k; ++j) {
+    Vec<T> weight[G];
+#pragma GCC unroll 4
+    for (int g = FIRST; g <= LAST; ++g) weight[g] = load(weights[g] + j * span.weight_stride);
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) {
+      const Vec<T> shifted = load_once(row + n * span.stride + DIRECTION * j);
+#pragma GCC unroll 4
+      for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
+    }
+  }
+}
+
+// Sums over a span, for one vector of pixels and N channels:
+// sums[g * N + n] += sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
+template <int G, int N, int DIRECTION, typename T>
+__attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset,
+                                           Vec<T>* sums) {
+  Vec<T> sum[G][N];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sum[g][n] = sums[g * N + n];
+  const auto add = [&](auto first, auto last, int64_t s) __attribute__((always_inline)) {
+    add_row<first.value, last.value, DIRECTION>(span, s, offset, weight_offset, sum);
+  };
+  const Count<0> top;
+  const Count<1> middle;
+  const Count<G - 1> bottom;
+  for (int64_t s = 0; s < span.count; ++s) {
+    const int64_t first = span.lead + s > 0 ? span.lead + s : 0;
+    const int64_t last = span.lead + s + span.k < G ? span.lead + s + span.k - 1 : G - 1;
+    if (!span.rows[s] || first > last) continue;
+    if (first == 0 && last == G - 1) {
+      add(top, bottom, s);
+    } else if constexpr (G == 2) {
+      if (first == 0) add(top, top, s);
+      else add(bottom, bottom, s);
+    } else if constexpr (G == 3) {
+      switch (first * 3 + last) {
+        case 0: add(top, top, s); break;
+        case 1: add(top, middle, s); break;
+        case 4: add(middle, middle, s); break;
+        case 5: add(middle, bottom, s); break;
+        case 8: add(bottom, bottom, s); break;
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) sums[g * N + n] = sum[g][n];
+}
+
+}  // namespace
+}  // namespace sasa
