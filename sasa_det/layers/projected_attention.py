@@ -1,12 +1,14 @@
 """Projection and attention in one, which keep the input for the backward and nothing projected."""
 
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import local_attention
+from ..ops.geometry import empty_output
+from ..ops.pages import with_huge_pages
 
 
 def project(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -69,17 +71,51 @@ def projected_attention(
         zeros = torch.zeros(len(weights[0]), dtype=weight.dtype, device=weight.device)
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
-    if (
-        not torch.is_grad_enabled()
-        or not any(each is not None and each.requires_grad for each in inputs)
-        or options['backend'] == 'reference'
-        # What follows a graph through does not see into an autograd.Function.
-        or torch.jit.is_tracing()
-        or _is_compiling()
-    ):
-        query, key, value = _split(project(x, weight, bias), len(weights))
-        return local_attention(query, key, value, rel_row, rel_col, **options)
-    return _ProjectedAttention.apply(*inputs, len(weights), options)
+    # What follows a graph through does not see into an autograd.Function, nor into an `out=`.
+    followed = torch.jit.is_tracing() or _is_compiling()
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if learns and not followed and options['backend'] != 'reference':
+        return _ProjectedAttention.apply(*inputs, len(weights), options)
+    y = (project if followed or learns else _project_anew)(x, weight, bias)
+    query, key, value = _split(y, len(weights))
+    return local_attention(query, key, value, rel_row, rel_col, **options)
+
+
+def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """Project as `project` does, out of autograd's sight and into huge pages where that is faster."""
+    if not x.is_cpu or not x.is_contiguous() or _autocasts():
+        return project(x, weight, bias)
+    y = with_huge_pages(x.new_empty(x.shape[0], len(weight), *x.shape[2:]))
+    weight = weight.expand(x.shape[0], -1, -1)
+    if bias is None:
+        torch.bmm(weight, x.flatten(2), out=y.flatten(2))
+    else:
+        torch.baddbmm(bias[:, None], weight, x.flatten(2), out=y.flatten(2))
+    return y
+
+
+def _project_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Tuple[bool, ...]) -> list:
+    """Compute the gradients of `project`'s x, weight and bias, None for those that are not wanted."""
+    if not x.is_cpu or not x.is_contiguous():
+        grads = torch.ops.aten.convolution_backward(
+            grad, x, weight[:, :, None, None], [len(weight)],
+            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(wanted),
+        )  # fmt: skip
+        return [grads[0], None if grads[1] is None else grads[1].view_as(weight), grads[2]]
+    flat, grad = x.flatten(2), grad.flatten(2)
+    back = weight.t().expand(x.shape[0], -1, -1)
+    return [
+        torch.bmm(back, grad).view_as(x) if wanted[0] else None,
+        torch.bmm(grad, flat.transpose(1, 2)).sum(0) if wanted[1] else None,
+        grad.sum((0, 2)) if wanted[2] else None,
+    ]
+
+
+def _autocasts() -> bool:
+    # Here as in library.py, torch < 2.4 asks by another name.
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled('cpu')
+    return torch.is_autocast_cpu_enabled()
 
 
 def _split(y: Tensor, parts: int) -> tuple:
@@ -96,7 +132,7 @@ def _is_compiling() -> bool:
 class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, rel_row, rel_col, parts, options):
-        y = project(x, weight, bias)
+        y = _project_anew(x, weight, bias)
         # Options in the order of the op's schema.
         ctx.options = tuple(
             options[name]
@@ -114,35 +150,31 @@ class _ProjectedAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         *inputs, logsumexp = ctx.saved_tensors
-        wanted = [
-            None if each is None else each.detach().requires_grad_(needed)
-            for each, needed in zip(inputs, ctx.needs_input_grad)
-        ]
-        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-            x, weight, bias = (_to(each, ctx.dtypes[0]) for each in wanted[:3])
-            maps = _split(project(x, weight, bias).to(ctx.dtypes[1]), ctx.parts)
-        tables = [_to(each, ctx.dtypes[1]) for each in inputs[3:]]
-        grads = torch.ops.sasa_det.local_attention_backward(
-            grad, *(_to(each, None) for each in maps), *tables, logsumexp, *ctx.options
-        )
-        leaves = [each for each in wanted[:3] if each is not None and each.requires_grad]
-        pairs = [(m, g) for m, g in zip(maps, grads) if m is not None and m.requires_grad]
-        found = iter(
-            torch.autograd.grad([m for m, _ in pairs], leaves, [g for _, g in pairs])
-            if leaves
-            else ()
-        )
-        projected = (
-            next(found) if each is not None and each.requires_grad else None for each in wanted[:3]
-        )
-        tables = (
-            None if each is None else g.to(each.dtype) for each, g in zip(inputs[3:], grads[3:])
-        )
-        return (*projected, *tables, None, None)
+        x_dtype, map_dtype = ctx.dtypes
+        with torch.autocast(grad.device.type, enabled=False):
+            x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
+            y = _project_anew(x, weight, bias).to(map_dtype)
+            # Of queries, keys and values together, as the projection's backward takes them.
+            grad_y = with_huge_pages(empty_output(y))
+            tables = torch.ops.sasa_det.local_attention_backward_into(
+                grad,
+                *_split(y, ctx.parts),
+                *(_to(each, map_dtype) for each in inputs[3:]),
+                logsumexp,
+                *_split(grad_y, ctx.parts),
+                *ctx.options,
+            )
+            del y
+            wanted = ctx.needs_input_grad[:3]
+            projected = _project_backward(grad_y.to(x_dtype), x, weight, wanted)
+        grads = (*projected, *tables)
+        return (
+            *(g.to(each.dtype) if each is not None and needed else None
+              for each, needed, g in zip(inputs, ctx.needs_input_grad, grads)),
+            None,
+            None,
+        )  # fmt: skip
 
 
-def _to(x: Optional[Tensor], dtype: Optional[torch.dtype]) -> Optional[Tensor]:
-    """Convert what is there; with no type, take it out of the graph."""
-    if x is None:
-        return None
-    return x.detach() if dtype is None else x.to(dtype)
+def _to(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
+    return None if x is None else x.to(dtype)

@@ -73,14 +73,25 @@ def backward(
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
     logsumexp: Tensor,
+    grad_maps: Tuple[Tensor, Optional[Tensor], Tensor],
     window: Window,
-) -> Tuple[Optional[Tensor], ...]:
-    """Compute the gradients of query, key, value, rel_row and rel_col, None where there is no input.
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Compute the gradients.
 
     The weights are recomputed from ``logsumexp``; nothing of the size of a window was saved.
+
+    Args:
+        grad: The gradient of the output.
+        query, key, value, rel_row, rel_col, window: As in :func:`forward`.
+        logsumexp: What :func:`forward` returned.
+        grad_maps: Where to write the gradients of query, key (None where there is none) and value, of their
+            shape and type and in any layout.
+
+    Returns:
+        The gradients of rel_row and rel_col, None where there are none.
     """
     dtype = compute_dtype(query.dtype)
-    grad_query = empty_output(query)
+    grad_query = grad_maps[0]
     # Halos overlap, so that these two are sums, to be held in the type that sums are held in.
     grad_value = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
     grad_key = None if key is None else torch.zeros_like(grad_value)
@@ -125,9 +136,10 @@ def backward(
             (x.sum(0, keepdim=True) if table.shape[0] == 1 else x).to(table.dtype)
             for x, table in ((grad_row, rel_row), (grad_col, rel_col))
         )
-    grad_value = empty_output(value).copy_(grad_value)
-    grad_key = None if key is None else empty_output(key).copy_(grad_key)
-    return grad_query, grad_key, grad_value, grad_row, grad_col
+    for to, total in zip(grad_maps[1:], (grad_key, grad_value)):
+        if to is not None:
+            to.copy_(total)
+    return grad_row, grad_col
 
 
 def _logits(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backends import choose_backend
 from .geometry import Window, compute_dtype, empty_output
+from .pages import with_huge_pages
 from .when_imported import when_imported
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
@@ -20,6 +21,12 @@ _LIB.define(f'local_attention({_INPUTS}, {_OPTIONS}) -> (Tensor output, Tensor l
 _LIB.define(
     f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
+)
+# The same with the gradients of the maps written where they are wanted, which spares the layer a copy.
+_GRAD_MAPS = 'Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value'
+_LIB.define(
+    f'local_attention_backward_into(Tensor grad, {_INPUTS}, Tensor logsumexp, {_GRAD_MAPS}, {_OPTIONS})'
+    ' -> (Tensor, Tensor)'
 )
 
 
@@ -39,12 +46,23 @@ def _forward(query, key, value, rel_row, rel_col, *options):
     return run.forward(query, key, value, rel_row, rel_col, window)
 
 
-def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
+def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
+    maps, options = maps_and_options[:3], maps_and_options[3:]
     window, backend = Window(*options[:-1]), options[-1]
     run = choose_backend(backend, query, window)
-    grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, window)
+    grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, maps, window)
+    return _some(query, grads)
+
+
+def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
+    maps = [None if x is None else with_huge_pages(empty_output(x)) for x in (query, key, value)]
+    tables = _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps, *options)
+    return *_some(query, maps), *tables
+
+
+def _some(like, tensors) -> tuple:
     # A schema cannot say that a tensor is optional in a result.
-    return tuple(query.new_empty(0) if x is None else x for x in grads)
+    return tuple(like.new_empty(0) if x is None else x for x in tensors)
 
 
 def _fake_forward(query, key, value, rel_row, rel_col, *options):
@@ -56,11 +74,15 @@ def _fake_forward(query, key, value, rel_row, rel_col, *options):
 
 def _fake_backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
     maps = (None if x is None else empty_output(x) for x in (query, key, value))
+    return *_some(query, maps), *_fake_backward_into(grad, query, key, value, rel_row, rel_col)
+
+
+def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
     tables = (
         None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
         for x in (rel_row, rel_col)
     )
-    return tuple(query.new_empty(0) if x is None else x for x in (*maps, *tables))
+    return _some(query, tables)
 
 
 class _LocalAttention(torch.autograd.Function):
@@ -141,20 +163,31 @@ def _register_flops(flop_counter: ModuleType) -> None:
         return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
 
     # Backward recomputes the logits and takes two products for each of the forward's.
-    @register(torch.ops.sasa_det.local_attention_backward)
-    def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
+    def count_backward(query, key, rel_row, kernel_size: int) -> int:
         again = count_macs(query, kernel_size, key is not None, rel_row is not None)
         values = count_macs(query, kernel_size, False, False)
         return 2 * (3 * again - values)
 
+    @register(torch.ops.sasa_det.local_attention_backward)
+    def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
+        return count_backward(query, key, rel_row, kernel_size)
+
+    @register(torch.ops.sasa_det.local_attention_backward_into)
+    def _(
+        grad, query, key, value, rel_row, rel_col, lse, gq, gk, gv, kernel_size, *args, **kw
+    ) -> int:
+        return count_backward(query, key, rel_row, kernel_size)
+
 
 _LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
+_LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention', lambda *args: _LocalAttention.apply(*args), 'Autograd')
 _LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
 _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')
 _register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
 _register_fake('sasa_det::local_attention')(_fake_forward)
 _register_fake('sasa_det::local_attention_backward')(_fake_backward)
+_register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
 # Not before somebody counts: torch's counter imports Triton, which a CPU does without.
 when_imported('torch.utils.flop_counter', _register_flops)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Window, compute_dtype, empty_output
+from .pages import with_huge_pages
 
 try:
     from . import _native
@@ -45,7 +46,7 @@ def forward(
 
     But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
     """
-    output = empty_output(query)
+    output = with_huge_pages(empty_output(query))
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
     row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
@@ -61,13 +62,12 @@ def backward(
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
     logsumexp: Tensor,
+    grad_maps: Tuple[Tensor, Optional[Tensor], Tensor],
     window: Window,
-) -> Tuple[Optional[Tensor], ...]:
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
     dtype = compute_dtype(query.dtype)
     row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
-    grad_query, grad_value = empty_output(query), empty_output(value)
-    grad_key = None if key is None else empty_output(key)
     tables = None
     if row is not None:
         # One partial sum for some rows of the map, so that threads share none and the order is fixed.
@@ -84,18 +84,17 @@ def backward(
         )
     _native.backward(
         grad, query, key, value, row, col, logsumexp,
-        grad_query, grad_key, grad_value, tables, *_options(query, window),
+        *grad_maps, tables, *_options(query, window),
     )  # fmt: skip
     if tables is None:
-        return grad_query, grad_key, grad_value, None, None
+        return None, None
     tables = tables.sum((0, 2))
     if rel_row.shape[0] == 1:
         tables = tables.sum(0, keepdim=True)
     # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    grad_row, grad_col = (
+    return tuple(
         x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in tables.unbind(1)
     )
-    return grad_query, grad_key, grad_value, grad_row, grad_col
 
 
 def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Optional[Tensor]:

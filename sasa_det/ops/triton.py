@@ -173,10 +173,10 @@ def backward(
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
     logsumexp: Tensor,
+    grad_maps: Tuple[Tensor, Optional[Tensor], Tensor],
     window: Window,
-) -> Tuple[Optional[Tensor], ...]:
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
-    grads = [None if x is None else empty_output(x) for x in (query, key, value)]
     partial = None
     if rel_row is not None:
         # One sum for each tile, so that programs share none and the order is fixed.
@@ -185,18 +185,17 @@ def backward(
         partial = logsumexp.new_empty(shape)
     if query.numel():
         inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
-        for launch in backward_launches(*inputs, *grads, partial, window):
+        for launch in backward_launches(*inputs, *grad_maps, partial, window):
             launch.run()
     if partial is None:
-        return *grads, None, None
+        return None, None
     partial = partial.sum((0, 2))
     if rel_row.shape[0] == 1:
         partial = partial.sum(0, keepdim=True)
     # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    tables = (
+    return tuple(
         x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in partial.unbind(1)
     )
-    return *grads, *tables
 
 
 def backward_launches(
