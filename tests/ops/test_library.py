@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.ops import local_attention
 
+WINDOW = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale')
 OP = torch.ops.sasa_det.local_attention.default
 fused = backends('eager', 'native')
 
@@ -14,9 +15,34 @@ fused = backends('eager', 'native')
 @fused
 @pytest.mark.parametrize('case', CASES[::3], ids=str)
 def test_opcheck(case, backend):
-    window = tuple(case.options[name] for name in
-                   ('kernel_size', 'num_heads', 'dilation', 'border', 'scale'))  # fmt: skip
+    window = tuple(case.options[name] for name in WINDOW)
     torch.library.opcheck(OP, (*with_grad(case.inputs(torch.float32)), *window, backend))
+
+
+@fused
+@pytest.mark.parametrize('key', [True, False])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+def test_backward_writes_where_it_is_told_to(key, layout, backend):
+    """Into slices of one map, the same bits as into maps of their own."""
+    case = Case(kernel_size=3, size=(9, 12), key=key)
+    query, key, value, row, col = case.inputs(torch.float32)
+    window = tuple(case.options[name] for name in WINDOW)
+    inputs = (query, key, value, row, col)
+    output, logsumexp = torch.ops.sasa_det.local_attention(*inputs, *window, backend)
+    expected = torch.ops.sasa_det.local_attention_backward(
+        output, *inputs, logsumexp, *window, backend
+    )
+    batch, channels, *size = query.shape
+    maps = torch.full((batch, 4 * channels, *size), 7.0).contiguous(memory_format=layout)
+    grads = list(maps.chunk(4, 1)[:3])
+    if key is None:
+        grads[1] = None
+    arguments = (output, *inputs, logsumexp, *grads, *window, backend)
+    torch.library.opcheck(torch.ops.sasa_det.local_attention_backward_into.default, arguments)
+    tables = torch.ops.sasa_det.local_attention_backward_into(*arguments)
+    for result, truth in zip((*grads, *tables), expected):
+        assert (truth.numel() == 0) if result is None else torch.equal(result, truth)
+    assert (maps[:, 3 * channels :] == 7).all()
 
 
 @fused
