@@ -4,10 +4,10 @@
     python tools/benchmarks/attention.py                               P3, 7x7, batch 1
     python tools/benchmarks/attention.py --shapes all --kernel-sizes 3 5 7 9 11 --batches 1 4
 
-Shapes are those of RetinaNet-R50 at 1333 x 800. Before anything is timed, every subject's result and
-gradients are compared with the reference's on a small map. Subjects take turns, round by round, in
-one process; figures are medians, and ratios are of them, against the 3x3 convolution.
-Extra peak memory is measured in a process for each.
+Shapes are those of RetinaNet-R50 at 1333 x 800, and P2, four times P3, which RetinaNet has not. Before
+anything is timed, every subject's result and gradients are compared with the reference's on a small map.
+Subjects take turns, round by round, in one process; figures are medians, and ratios are of them, against
+the 3x3 convolution. Extra peak memory is measured in a process for each.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
 `eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
@@ -26,6 +26,7 @@ from rich.progress import Progress
 from subjects import SHAPES, Subject, as_row
 
 SUBJECTS = ('conv3x3', 'core', 'layer', 'eager', 'unfold', 'public unfold', 'compiled')
+SIZES = {**SHAPES, 'P2': (256, 200, 336)}
 TITLES = {
     'shape': '{shape}',
     'batch': '{batch}',
@@ -35,6 +36,7 @@ TITLES = {
     '/ conv': '{forward_ratio:.2f}',
     'fwd+bwd ms': '{both_ms:.2f}',
     '/ conv ': '{both_ratio:.2f}',
+    'us a pixel': '{forward_us:.2f}, {both_us:.2f}',
     'GFLOP/s': '{forward_gflops:.0f}, {both_gflops:.0f}',
     'share of peak': '{forward_share:.0%}, {both_share:.0%}',
     'extra MB': '{extra_mb:.0f}',
@@ -46,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--shapes', nargs='+', default=['P3'], choices=[*SHAPES, 'all'])
+    parser.add_argument('--shapes', nargs='+', default=['P3'], choices=[*SIZES, 'all'])
     parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
     parser.add_argument('--batches', nargs='+', type=int, default=[1])
     parser.add_argument('--subjects', nargs='+', default=SUBJECTS[:-1], choices=SUBJECTS)
@@ -66,7 +68,7 @@ def main() -> None:
     ]
     if options.memory_of:
         shape, batch, kernel_size = cases[0]
-        shape = (batch, *SHAPES[shape])
+        shape = (batch, *SIZES[shape])
         # Loads its libraries; what is compiled is so for one shape.
         warm = shape if options.memory_of == 'compiled' else (1, shape[1], 8, 8)
         Subject(options.memory_of, warm, kernel_size).both()
@@ -79,7 +81,7 @@ def main() -> None:
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
         for case in progress.track(cases, description='Timing'):
-            shape = (case[1], *SHAPES[case[0]])
+            shape = (case[1], *SIZES[case[0]])
             subjects = {each: Subject(each, shape, case[2]) for each in names}
             times = take_turns(
                 {each: dict(forward=x.forward, both=x.both) for each, x in subjects.items()},

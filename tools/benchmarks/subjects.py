@@ -229,6 +229,7 @@ def as_row(case: tuple, subject: str, shape: tuple, times: dict, machine: dict) 
     for way, count in zip(('forward', 'both'), flops(subject, shape, case[2])):
         seconds = times[subject][way]
         row[f'{way}_ms'] = seconds * 1e3
+        row[f'{way}_us'] = seconds * 1e6 / (shape[0] * shape[2] * shape[3])
         row[f'{way}_ratio'] = seconds / times['conv3x3'][way]
         row[f'{way}_gflops'] = count / seconds / 1e9
         row[f'{way}_share'] = count / seconds / 1e9 / machine['peak_gflops']
