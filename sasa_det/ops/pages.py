@@ -30,7 +30,7 @@ def with_huge_pages(x: Tensor) -> Tensor:
     more. A hint: whether it is taken depends on /sys/kernel/mm/transparent_hugepage/enabled.
 
     Args:
-        x: A dense tensor; left as it is where it is small, on a GPU, or not on Linux.
+        x: A dense tensor; left as it is where it is small, fake, on a GPU, or not on Linux.
 
     Returns:
         The same tensor.
@@ -41,7 +41,8 @@ def with_huge_pages(x: Tensor) -> Tensor:
         torch.Size([4, 256, 100, 168])
     """
     size = x.numel() * x.element_size()
-    if _MADVISE is None or size < _LEAST or x.device.type != 'cpu':
+    # What is no plain tensor, such as torch's fake ones, may have no memory.
+    if _MADVISE is None or size < _LEAST or x.device.type != 'cpu' or type(x) is not Tensor:
         return x
     first = -(-x.data_ptr() // _HUGE) * _HUGE
     last = (x.data_ptr() + size) // _HUGE * _HUGE

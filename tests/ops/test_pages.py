@@ -44,6 +44,14 @@ def test_small_maps_are_left_alone(size, monkeypatch):
     assert with_huge_pages(torch.empty(size, dtype=torch.uint8)).numel() == size
 
 
+def test_fake_tensors_have_no_pages():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(1, 64, 1024, 1024)
+        assert with_huge_pages(x) is x
+
+
 def test_asks_for_whole_pages_of_its_own_alone(monkeypatch):
     asked = []
     monkeypatch.setattr('sasa_det.ops.pages._MADVISE', lambda *args: asked.append(args))
