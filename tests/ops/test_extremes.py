@@ -79,3 +79,16 @@ def test_what_is_not_finite_shows(case, which, number, backend):
             assert torch.equal(result.isfinite(), truth.isfinite())
         if result.dim() == 4:  # not the tables' gradients, which are sums over all images
             assert torch.equal(result[1], clean[1])
+
+
+@fused
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('negative', [False, True])
+def test_no_bits_of_a_nan_make_it_finite(negative, dtype, backend):
+    """GPUs write NaN with all bits set, to which an exponent can be added that makes it a number."""
+    query, key, value = torch.randn(3, 1, 8, 9, 20, dtype=dtype).unbind()
+    integer = {torch.float32: torch.int32, torch.float64: torch.int64}[dtype]
+    key[0, 1, 4, 10].view(integer).fill_(-1 if negative else torch.iinfo(integer).max)
+    output = local_attention(query, key, value, kernel_size=3, num_heads=2, backend=backend)
+    assert not output[0, :4, 3:6, 9:12].isfinite().any()
+    assert output[0, 4:].isfinite().all()

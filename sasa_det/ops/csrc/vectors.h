@@ -65,14 +65,15 @@ inline T sum_lanes(Vec<T> x) {
   return lanes[0];
 }
 
-// 2^x for x of at most some 120, and 2^LEAST for what is smaller; NaN stays NaN. Next to the largest weight of
-// a window, 2^0, that is nothing, and its products with gradients are still normal numbers, which are fast.
-// A polynomial of least relative error, 1e-7, for the fraction, and the rest into the exponent, in unsigned
-// integers since NaN may overflow.
+// 2^x for x of at most some 120, and 2^LEAST for what is smaller. Next to the largest weight of a window, 2^0, that
+// is nothing, and products with it are seldom subnormal numbers, which are slow.
+// A polynomial of least relative error, 1e-7, for the fraction, times a power of two whose exponent is made in
+// unsigned integers. NaN stays NaN, since it is multiplied and not added to as bits.
 inline Vec<float> exp2_vec(Vec<float> x) {
   typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
-  constexpr float LEAST = -100.0f;
-  const auto magic = splat<float>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  constexpr float LEAST = -64.0f;
+  // 1.5 * 2^23: adding it rounds to an integer; and what exponents are stored plus.
+  const auto magic = splat<float>(12582912.0f + 127);
   x = larger<float>(opaque<float>(splat<float>(LEAST)), x);
   const Vec<float> shifted = x + magic;
   const Vec<float> r = x - (shifted - magic);
@@ -82,13 +83,13 @@ inline Vec<float> exp2_vec(Vec<float> x) {
   y = y * r + 2.40222421e-1f;
   y = y * r + 6.93146978e-1f;
   y = y * r + 1.0f;
-  return (Vec<float>)((Bits)y + ((Bits)shifted << 23));
+  return y * (Vec<float>)((Bits)shifted << 23);
 }
 
 inline Vec<double> exp2_vec(Vec<double> x) {
   typedef uint64_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   constexpr double LEAST = -1000.0;
-  const auto magic = splat<double>(6755399441055744.0);  // 1.5 * 2^52
+  const auto magic = splat<double>(6755399441055744.0 + 1023);  // 1.5 * 2^52 and what exponents are stored plus
   x = larger<double>(opaque<double>(splat<double>(LEAST)), x);
   const Vec<double> shifted = x + magic;
   const Vec<double> r = (x - (shifted - magic)) * LN_2;
@@ -105,7 +106,7 @@ inline Vec<double> exp2_vec(Vec<double> x) {
   y = y * r + 1.0 / 6.0;
   y = y * r + 0.5;
   y = y * (r * r) + r + 1.0;
-  return (Vec<double>)((Bits)y + ((Bits)shifted << 52));
+  return y * (Vec<double>)((Bits)shifted << 52);
 }
 
 // log of normal numbers; NaN stays NaN. Cephes' logf.
