@@ -83,7 +83,10 @@ def projected_attention(
 
 def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """Project as `project` does, out of autograd's sight and into huge pages where that is faster."""
-    if not x.is_cpu or not x.is_contiguous() or _autocasts():
+    # torch < 2.4 cannot count the FLOPs of an `out=`, and names autocast's state otherwise.
+    if not hasattr(torch, 'get_autocast_dtype') or torch.is_autocast_enabled('cpu'):
+        return project(x, weight, bias)
+    if not x.is_cpu or not x.is_contiguous():
         return project(x, weight, bias)
     y = with_huge_pages(x.new_empty(x.shape[0], len(weight), *x.shape[2:]))
     weight = weight.expand(x.shape[0], -1, -1)
@@ -109,13 +112,6 @@ def _project_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Tuple[boo
         torch.bmm(grad, flat.transpose(1, 2)).sum(0) if wanted[1] else None,
         grad.sum((0, 2)) if wanted[2] else None,
     ]
-
-
-def _autocasts() -> bool:
-    # Here as in library.py, torch < 2.4 asks by another name.
-    if hasattr(torch, 'get_autocast_dtype'):
-        return torch.is_autocast_enabled('cpu')
-    return torch.is_autocast_cpu_enabled()
 
 
 def _split(y: Tensor, parts: int) -> tuple:

@@ -39,6 +39,18 @@ def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
             )
 
 
+def _check_grad(name: str, x: Optional[Tensor], of: Optional[Tensor]) -> None:
+    if (x is None) != (of is None):
+        raise ValueError(f'local_attention: {name} must be there just where its input is')
+    if x is None:
+        return
+    if x.shape != of.shape or x.dtype != of.dtype or x.device != of.device:
+        raise ValueError(
+            f'local_attention: {name} must be {tuple(of.shape)} in {of.dtype} on {of.device}, '
+            f'but is {tuple(x.shape)} in {x.dtype} on {x.device}'
+        )
+
+
 def _forward(query, key, value, rel_row, rel_col, *options):
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
     window, backend = Window(*options[:-1]), options[-1]
@@ -48,6 +60,10 @@ def _forward(query, key, value, rel_row, rel_col, *options):
 
 def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
     maps, options = maps_and_options[:3], maps_and_options[3:]
+    # The kernels write wherever these say.
+    _check_grad('grad', grad, query)
+    for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):
+        _check_grad(f'grad_{name}', to, of)
     window, backend = Window(*options[:-1]), options[-1]
     run = choose_backend(backend, query, window)
     grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, maps, window)

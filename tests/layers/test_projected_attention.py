@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.layers import LocalSelfAttention2d
 from sasa_det.ops import local_attention
@@ -89,3 +90,18 @@ def test_training_keeps_the_input_and_no_projection():
         layer(x)
     # The input, the projections' weights, and the logarithm of the sum of exponentials of each head.
     assert sum(kept.values()) <= 1.2 * x.nbytes
+
+
+def test_flops_of_a_layer_are_counted():
+    """Multiply-adds a pixel and channel, each two FLOPs; a 3 x 3 window's q.k, values and q.r take 9, 9 and 3."""
+    layer, x = LocalSelfAttention2d(16, kernel_size=3, num_heads=2), torch.randn(1, 16, 6, 7)
+    projections, attention = 3 * 16, 9 + 9 + 3
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x)
+    assert counter.get_total_flops() == 2 * x.numel() * (projections + attention)
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    # The backward projects again, recomputes the logits, and takes two products for each of the forward's;
+    # of the projections one, for their weights, as the input learns nothing.
+    backward = projections + (9 + 3) + 2 * attention + projections
+    assert counter.get_total_flops() == 2 * x.numel() * (projections + attention + backward)

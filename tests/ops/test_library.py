@@ -45,6 +45,28 @@ def test_backward_writes_where_it_is_told_to(key, layout, backend):
     assert (maps[:, 3 * channels :] == 7).all()
 
 
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda x: x.bfloat16(), 'grad_value must be .* in torch.float32.*but is .*bfloat16'),
+        (lambda x: x[:, :, 1:], 'grad_value must be'),
+        (lambda x: None, 'grad_value'),
+    ],
+)
+def test_backward_writes_into_no_other_map(spoil, message):
+    case = Case(kernel_size=3, size=(9, 12))
+    query, key, value, row, col = case.inputs(torch.float32)
+    window = tuple(case.options[name] for name in WINDOW)
+    output, logsumexp = torch.ops.sasa_det.local_attention(
+        query, key, value, row, col, *window, 'auto'
+    )
+    grads = [torch.empty_like(query), torch.empty_like(key), spoil(torch.empty_like(value))]
+    with pytest.raises((ValueError, RuntimeError, TypeError), match=message):
+        torch.ops.sasa_det.local_attention_backward_into(
+            output, query, key, value, row, col, logsumexp, *grads, *window, 'auto'
+        )
+
+
 @fused
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_compiles_as_one_graph(layout, backend):
