@@ -93,7 +93,7 @@ def test_training_keeps_the_input_and_no_projection():
 
 
 def test_flops_of_a_layer_are_counted():
-    """Multiply-adds a pixel and channel, each two FLOPs; a 3 x 3 window's q.k, values and q.r take 9, 9 and 3."""
+    """Multiply-adds, each two FLOPs: a 3 x 3 window takes 9 for q.k, 9 for values and 3 for q.r."""
     layer, x = LocalSelfAttention2d(16, kernel_size=3, num_heads=2), torch.randn(1, 16, 6, 7)
     projections, attention = 3 * 16, 9 + 9 + 3
     with FlopCounterMode(display=False) as counter, torch.no_grad():
