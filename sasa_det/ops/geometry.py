@@ -1,10 +1,12 @@
 """What a local attention window is: the options that every backend takes, and its neighbourhoods."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .pages import with_huge_pages
 
 BORDERS = ('zeros', 'mask')
 
@@ -41,8 +43,29 @@ def output_format(like: Tensor) -> torch.memory_format:
 
 def empty_output(like: Tensor) -> Tensor:
     """Allocate a result of the shape, type and device of ``like``, laid out by `output_format`."""
-    return torch.empty(
-        like.shape, dtype=like.dtype, device=like.device, memory_format=output_format(like)
+    return with_huge_pages(
+        torch.empty(
+            like.shape, dtype=like.dtype, device=like.device, memory_format=output_format(like)
+        )
+    )
+
+
+def sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
+    """Sum the gradients of relative positions that parts of a map gave, as the positions are shared.
+
+    Args:
+        partial: (B, num_heads, parts, 2, d/2, k), of rows and of columns.
+        table: The positions of the rows or of the columns, whose type and first dimension count.
+
+    Returns:
+        The gradients of rel_row and rel_col.
+    """
+    total = partial.sum((0, 2))
+    if table.shape[0] == 1:
+        total = total.sum(0, keepdim=True)
+    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
+    return tuple(
+        x.to(table.dtype).clone(memory_format=torch.contiguous_format) for x in total.unbind(1)
     )
 
 

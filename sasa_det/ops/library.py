@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .backends import choose_backend
 from .geometry import Window, compute_dtype, empty_output
-from .pages import with_huge_pages
 from .when_imported import when_imported
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
@@ -71,7 +70,7 @@ def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_a
 
 
 def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
-    maps = [None if x is None else with_huge_pages(empty_output(x)) for x in (query, key, value)]
+    maps = [None if x is None else empty_output(x) for x in (query, key, value)]
     tables = _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps, *options)
     return *_some(query, maps), *tables
 

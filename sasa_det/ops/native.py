@@ -5,8 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output
-from .pages import with_huge_pages
+from .geometry import Window, compute_dtype, empty_output, sum_table_grads
 
 try:
     from . import _native
@@ -46,7 +45,7 @@ def forward(
 
     But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
     """
-    output = with_huge_pages(empty_output(query))
+    output = empty_output(query)
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
     row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
@@ -86,15 +85,7 @@ def backward(
         grad, query, key, value, row, col, logsumexp,
         *grad_maps, tables, *_options(query, window),
     )  # fmt: skip
-    if tables is None:
-        return None, None
-    tables = tables.sum((0, 2))
-    if rel_row.shape[0] == 1:
-        tables = tables.sum(0, keepdim=True)
-    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    return tuple(
-        x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in tables.unbind(1)
-    )
+    return (None, None) if tables is None else sum_table_grads(tables, rel_row)
 
 
 def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Optional[Tensor]:

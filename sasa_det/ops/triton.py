@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output
+from .geometry import Window, compute_dtype, empty_output, sum_table_grads
 
 # What the kernels are compiled and tested for.
 _LARGEST_KERNEL = 31
@@ -187,15 +187,7 @@ def backward(
         inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
         for launch in backward_launches(*inputs, *grad_maps, partial, window):
             launch.run()
-    if partial is None:
-        return None, None
-    partial = partial.sum((0, 2))
-    if rel_row.shape[0] == 1:
-        partial = partial.sum(0, keepdim=True)
-    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    return tuple(
-        x.to(rel_row.dtype).clone(memory_format=torch.contiguous_format) for x in partial.unbind(1)
-    )
+    return (None, None) if partial is None else sum_table_grads(partial, rel_row)
 
 
 def backward_launches(
