@@ -11,13 +11,17 @@ from ..ops.geometry import empty_output
 from ..ops.pages import with_huge_pages
 
 
-def project(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def project(
+    x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, out: Optional[Tensor] = None
+) -> Tensor:
     """Project every pixel's channels, as a 1x1 convolution does.
 
     Args:
         x: (B, in_channels, H, W).
         weight: (out_channels, in_channels).
         bias: (out_channels,), or None.
+        out: Where to write the result, contiguous, outside of autograd; only where x is a contiguous map on
+            the CPU.
 
     Returns:
         (B, out_channels, H, W).
@@ -26,13 +30,21 @@ def project(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         >>> project(torch.zeros(2, 8, 4, 5), torch.zeros(16, 8)).shape
         torch.Size([2, 16, 4, 5])
     """
-    if not x.is_cpu or not x.is_contiguous():
+    if not _is_one_product(x):
         return F.conv2d(x, weight[:, :, None, None], bias)
-    # On the CPU one matrix product an image is faster than oneDNN's 1x1 convolution.
     weight = weight.expand(x.shape[0], -1, -1)
     flat = x.flatten(2)
-    y = torch.bmm(weight, flat) if bias is None else torch.baddbmm(bias[:, None], weight, flat)
+    to = {} if out is None else dict(out=out.flatten(2))
+    if bias is None:
+        y = torch.bmm(weight, flat, **to)
+    else:
+        y = torch.baddbmm(bias[:, None], weight, flat, **to)
     return y.unflatten(2, x.shape[2:])
+
+
+def _is_one_product(x: Tensor) -> bool:
+    # On the CPU one matrix product an image is faster than oneDNN's 1x1 convolution.
+    return x.is_cpu and x.is_contiguous()
 
 
 def projected_attention(
@@ -86,20 +98,15 @@ def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     # torch < 2.4 cannot count the FLOPs of an `out=`, and names autocast's state otherwise.
     if not hasattr(torch, 'get_autocast_dtype') or torch.is_autocast_enabled('cpu'):
         return project(x, weight, bias)
-    if not x.is_cpu or not x.is_contiguous():
+    if not _is_one_product(x):
         return project(x, weight, bias)
-    y = with_huge_pages(x.new_empty(x.shape[0], len(weight), *x.shape[2:]))
-    weight = weight.expand(x.shape[0], -1, -1)
-    if bias is None:
-        torch.bmm(weight, x.flatten(2), out=y.flatten(2))
-    else:
-        torch.baddbmm(bias[:, None], weight, x.flatten(2), out=y.flatten(2))
-    return y
+    out = with_huge_pages(x.new_empty(x.shape[0], len(weight), *x.shape[2:]))
+    return project(x, weight, bias, out)
 
 
 def _project_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Tuple[bool, ...]) -> list:
     """Compute the gradients of `project`'s x, weight and bias, None for those that are not wanted."""
-    if not x.is_cpu or not x.is_contiguous():
+    if not _is_one_product(x):
         grads = torch.ops.aten.convolution_backward(
             grad, x, weight[:, :, None, None], [len(weight)],
             [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(wanted),
@@ -151,7 +158,7 @@ class _ProjectedAttention(torch.autograd.Function):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
             y = _project_anew(x, weight, bias).to(map_dtype)
             # Of queries, keys and values together, as the projection's backward takes them.
-            grad_y = with_huge_pages(empty_output(y))
+            grad_y = empty_output(y)
             tables = torch.ops.sasa_det.local_attention_backward_into(
                 grad,
                 *_split(y, ctx.parts),
