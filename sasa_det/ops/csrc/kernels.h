@@ -90,6 +90,12 @@ struct Logits {
     bias = reinterpret_cast<Vec<T>*>(scratch.take(each * 2 * k));
     peak = reinterpret_cast<Vec<T>*>(scratch.take(each));
   }
+  // Row u - g of window g of the first vector, for each row u that a group's windows span.
+  void window_rows(int64_t k, const T* (*out)[GROUP]) const {
+    for (int64_t u = 0; u < span_of(k); ++u)
+      for (int64_t g = 0; g < GROUP; ++g)
+        out[u][g] = reinterpret_cast<const T*>(logits + g * k * k + (u - g) * k);
+  }
   static int64_t elements(int64_t k) { return TILE * GROUP * Vector<T>::lanes * (k * k + 2 * k + 1); }
 };
 
@@ -110,8 +116,8 @@ inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* 
         const Bias<T> start{own + u - first, own + k + n, 2 * k};
         dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth,
                                             at.stride, start,
-                                            out + first * k * k + (u - first) * k + n, k, peak + first,
-                                            vectors);
+                                            out + first * k * k + (u - first) * k + n, k,
+                                            peak ? peak + first : nullptr, vectors);
       });
     });
   }
@@ -171,7 +177,7 @@ inline void tile_logits(const Problem& p, const Layout<T>& at, const Tables<T>& 
     }
 }
 
-// Into how many vectors of pixels and channels products cut a row.
+// Into how many pieces, of a vector of pixels and some channels, sums over windows cut a row, or nearly so.
 template <typename T>
 inline int64_t pieces(const Layout<T>& at) {
   return at.padded / Vector<T>::lanes * ((at.depth + MAX_CHANNELS - 1) / MAX_CHANNELS);
@@ -198,9 +204,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const T* key_rows[LARGEST_SPAN];
   const T* value_rows[LARGEST_SPAN];
   const T* weights[LARGEST_SPAN][GROUP];
-  for (int64_t u = 0; u < span; ++u)
-    for (int64_t g = 0; g < GROUP; ++g)
-      weights[u][g] = reinterpret_cast<const T*>(tile.logits + g * window + (u - g) * k);
+  tile.window_rows(k, weights);
 
   int64_t next = band.first > radius ? band.first - radius : 0;  // row to bring in
   for (int64_t y = band.first; y < band.last; y += GROUP) {
@@ -225,8 +229,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
-      for (int64_t x0 = 0; x0 < at.padded; x0 += TILE * L) {
-        const int64_t left = (at.padded - x0) / L, vectors = left < TILE ? left : TILE;
+      by_tiles(at, [&](int64_t x0, int64_t vectors) {
         const T* here[G];
         for (int g = 0; g < G; ++g) here[g] = queries.row(y + g) + at.margin + x0;
         tile_logits<G>(p, at, tables, y, x0, vectors, here, key_rows, tile);
@@ -261,13 +264,43 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
                       sums[g * N + n] * tile.peak[v * GROUP + g]);
           }
         });
-      }
+      });
     });
     unpack(p.output, p, at, band, y, rows, T(1), out);
   }
 }
 
 // ---- Backward. ----
+
+// Of one vector of pixels, from logits and d loss / d weight: weights and d loss / d logit, in their place and
+// in w and d, each at its neighbour; and the sums of the latter by the window's rows and columns. By value, as
+// these stores may alias whatever a lambda captures by reference, which would be loaded again.
+template <typename T>
+__attribute__((noinline)) void pull_weights(int64_t k, int64_t stride, Vec<T> lse, Vec<T>* weight, Vec<T>* pull,
+                                            Vec<T>* cols, T* w, T* d, T* by_row, T* by_col) {
+  Vec<T> mean = Vec<T>{};  // of d loss / d weight, by the weights: what softmax takes off each
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = 0; j < k; ++j) {
+      const int64_t n = i * k + j;
+      weight[n] = exp2_vec(weight[n] - lse);
+      store(w + n * stride + j, weight[n]);
+      pull[n] *= weight[n];
+      mean += pull[n];
+    }
+  for (int64_t j = 0; j < k; ++j) cols[j] = Vec<T>{};
+  for (int64_t i = 0; i < k; ++i) {
+    Vec<T> total = Vec<T>{};
+    for (int64_t j = 0; j < k; ++j) {
+      const int64_t n = i * k + j;
+      pull[n] -= mean * weight[n];
+      store(d + n * stride + j, pull[n]);
+      total += pull[n];
+      cols[j] += pull[n];
+    }
+    store(by_row + i * stride, total);
+  }
+  for (int64_t j = 0; j < k; ++j) store(by_col + j * stride, cols[j]);
+}
 
 template <typename T>
 void backward_band(const Problem& p, const Band& band, void* memory) {
@@ -301,19 +334,15 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   const T* key_rows[LARGEST_SPAN];
   const T* value_rows[LARGEST_SPAN];
   const T* pull_rows[LARGEST_SPAN][GROUP];
-  for (int64_t u = 0; u < span; ++u)
-    for (int64_t g = 0; g < GROUP; ++g)
-      pull_rows[u][g] = reinterpret_cast<const T*>(pull.logits + g * window + (u - g) * k);
+  pull.window_rows(k, pull_rows);
 
   // Add to the gradients of keys or values what the queries of a group add.
-  auto spread = [&](int64_t y, int64_t rows, const T* pairs, const Ring<T>& maps, const Ring<T>& results,
-                    Fetch* idle) {
+  auto spread = [&](int64_t y, int64_t rows, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
     const T* map_rows[GROUP];
     for (int64_t g = 0; g < rows; ++g) map_rows[g] = maps.row(y + g);
     const int64_t top = y - radius;
     const int64_t last = y + rows + radius < band.last ? y + rows + radius : band.last;
-    for (int64_t x0 = 0; x0 < at.padded; x0 += TILE * L) {
-      const int64_t left = (at.padded - x0) / L, vectors = left < TILE ? left : TILE;
+    by_tiles(at, [&](int64_t x0, int64_t vectors) {
       by_channels(at.depth, [&](auto count, int64_t c) {
         constexpr int N = count.value;
         for (int64_t row = top > band.first ? top : band.first; row < last; row += GROUP) {
@@ -322,7 +351,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           for (int64_t s = 0; s < rows; ++s)
             for (int64_t g = 0; g < wide; ++g)
               pair_rows[s][g] = pairs + s * at.pair_row() + (row - top + g - s) * k * at.stride;
-          const Span<T> seeing{map_rows, pair_rows, rows, top - row, k, at.stride, at.stride, idle};
+          const Span<T> seeing{map_rows, pair_rows, rows, top - row, k, at.stride, at.stride};
           as_group(wide, [&](auto group) {
             constexpr int G = group.value;
             for (int64_t v = 0; v < vectors; ++v) {
@@ -340,7 +369,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           });
         }
       });
-    }
+    });
   };
 
   // The keys of this band are seen by queries up to a radius above and below it.
@@ -365,13 +394,11 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const T* lse = logsumexp_row<T>(p, band, y + g);
       for (int64_t x = 0; x < at.width; ++x) shift[g * at.stride + x] = lse[x * p.dilation];
     }
-    Fetch idle(p, band);
-    const Span<T> seen{key_rows, pull_rows, k + rows - 1, 1 - k, k, at.stride, L, &idle};
+    const Span<T> seen{key_rows, pull_rows, k + rows - 1, 1 - k, k, at.stride, L};
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
-      for (int64_t x0 = 0; x0 < at.padded; x0 += TILE * L) {
-        const int64_t left = (at.padded - x0) / L, vectors = left < TILE ? left : TILE;
+      by_tiles(at, [&](int64_t x0, int64_t vectors) {
         const T *here[G], *grad_here[G];
         for (int g = 0; g < G; ++g) {
           here[g] = queries.row(y + g) + at.margin + x0;
@@ -381,41 +408,15 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
               clear(reinterpret_cast<T*>(pull.logits + (v * GROUP + g) * window + i * k), k * L);
         }
         tile_logits<G>(p, at, tables, y, x0, vectors, here, key_rows, tile);
-        window_dots<G>(at, grad_here, value_rows, at.margin + x0 - radius, pull.bias, pull.logits, pull.peak,
-                       vectors);
+        window_dots<G, T>(at, grad_here, value_rows, at.margin + x0 - radius, pull.bias, pull.logits, nullptr,
+                          vectors);
         for (int64_t v = 0; v < vectors; ++v)
           for (int g = 0; g < G; ++g) {
-            const int64_t x = x0 + v * L;
-            V* own = tile.logits + (v * GROUP + g) * window;
-            V* own_pull = pull.logits + (v * GROUP + g) * window;
-            V* cols = tile.bias + (v * GROUP + g) * 2 * k;
-            T* w = weights + g * at.pair_row() + at.margin + x - radius;
-            T* d = pulls + g * at.pair_row() + at.margin + x - radius;
-            const V lse = load(shift + g * at.stride + x);
-            V mean = V{};  // of d loss / d weight, by the weights: what softmax takes off each
-            for (int64_t i = 0; i < k; ++i)
-              for (int64_t j = 0; j < k; ++j) {
-                const int64_t n = i * k + j;
-                own[n] = exp2_vec(own[n] - lse);
-                store(w + n * at.stride + j, own[n]);
-                own_pull[n] *= own[n];
-                mean += own_pull[n];
-              }
-            T* rows_at = by_row + g * k * at.stride + x;
-            T* cols_at = by_col + g * k * at.stride + x;
-            for (int64_t j = 0; j < k; ++j) cols[j] = V{};
-            for (int64_t i = 0; i < k; ++i) {
-              V total = V{};
-              for (int64_t j = 0; j < k; ++j) {
-                const int64_t n = i * k + j;
-                own_pull[n] -= mean * own[n];
-                store(d + n * at.stride + j, own_pull[n]);
-                total += own_pull[n];
-                cols[j] += own_pull[n];
-              }
-              store(rows_at + i * at.stride, total);
-            }
-            for (int64_t j = 0; j < k; ++j) store(cols_at + j * at.stride, cols[j]);
+            const int64_t x = x0 + v * L, n = v * GROUP + g, place = g * at.pair_row() + at.margin + x - radius;
+            V* cols = tile.bias + n * 2 * k;
+            pull_weights<T>(k, at.stride, load(shift + g * at.stride + x), tile.logits + n * window,
+                            pull.logits + n * window, cols, weights + place, pulls + place,
+                            by_row + g * k * at.stride + x, by_col + g * k * at.stride + x);
             if (!tables.row)
               for (int64_t j = 0; j < k; ++j) cols[j] = V{};
           }
@@ -439,10 +440,10 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
               }
           }
         });
-      }
+      });
     });
-    if (has_key) spread(y, rows, pulls, queries, key_grads, &idle);
-    spread(y, rows, weights, grads, value_grads, &idle);
+    if (has_key) spread(y, rows, pulls, queries, key_grads);
+    spread(y, rows, weights, grads, value_grads);
     // Rows above and below the band are their own bands' to write and to count.
     const int64_t own_first = y > band.first ? y : band.first;
     const int64_t own_last = y + rows < band.last ? y + rows : band.last;
@@ -479,10 +480,10 @@ template <typename T>
 int64_t scratch_elements(const Problem& p, bool backward) {
   const Layout<T> at(p, 0, 0);
   const int64_t k = at.k, lanes = Vector<T>::lanes, span = span_of(k), tile = Logits<T>::elements(k);
-  const int64_t pieces = 32 * lanes;  // what rounding up may add
-  if (!backward) return (2 * span + 2 * GROUP) * at.map_row() + tile + pieces;
+  const int64_t spare = 32 * lanes;  // what rounding up may add
+  if (!backward) return (2 * span + 2 * GROUP) * at.map_row() + tile + spare;
   return (4 * span + 3 * GROUP) * at.map_row() + 2 * GROUP * at.pair_row() +
-         (2 * k + 1) * GROUP * at.stride + 2 * tile + at.depth * k * lanes + pieces;
+         (2 * k + 1) * GROUP * at.stride + 2 * tile + at.depth * k * lanes + spare;
 }
 
 int64_t scratch(const Problem& p, bool backward) {

@@ -46,6 +46,16 @@ inline void by_channels(int64_t depth, const F& fn) {
   for (; c < depth; ++c) fn(Count<1>(), c);
 }
 
+// Call fn with the first pixel of each tile of a row and the number of its vectors.
+template <typename T, typename F>
+inline void by_tiles(const Layout<T>& at, const F& fn) {
+  constexpr int64_t L = Vector<T>::lanes;
+  for (int64_t x = 0; x < at.padded; x += TILE * L) {
+    const int64_t left = (at.padded - x) / L;
+    fn(x, left < TILE ? left : TILE);
+  }
+}
+
 // Call fn with the number of rows in a group as a compile-time constant.
 template <typename F>
 inline void as_group(int64_t rows, const F& fn) {
@@ -69,8 +79,9 @@ struct Bias {
 };
 
 // out[g][n] = bias + sum over c of a[g][c] * b[c] shifted by n pixels, for a tile's vectors of pixels, and
-// peak the larger of it and the largest of them. A NaN never becomes the largest. What belongs to the next
-// vector lies GROUP windows, biases or peaks further on.
+// peak, where there is one, the larger of it and the largest of them. A NaN never becomes the largest. What
+// belongs to the next vector lies GROUP windows, biases or peaks further on. What the next row of the windows
+// will read of b is fetched meanwhile from `soon`.
 template <int G, int N, typename T>
 __attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon, int64_t depth,
                                     int64_t stride, Bias<T> bias, Vec<T>* out, int64_t k, Vec<T>* peak,
@@ -99,15 +110,16 @@ __attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon
     }
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
+      if (!peak) continue;
       V most = peak[g];
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) {
-        out[g * step + n] = sum[g][n];
-        most = larger<T>(sum[g][n], most);
-      }
+      for (int n = 0; n < N; ++n) most = larger<T>(sum[g][n], most);
       peak[g] = most;
     }
-    out += GROUP * k * k, peak += GROUP;
+    out += GROUP * k * k;
+    if (peak) peak += GROUP;
     bias.row += GROUP * 2 * k, bias.col += GROUP * 2 * k;
   }
 }
@@ -159,7 +171,7 @@ struct Span {
   const T* const (*weights)[GROUP];  // [s][g], of the first of k neighbours
   int64_t count, lead;
   int64_t k, stride, weight_stride;
-  Fetch* fetch;  // what to bring in meanwhile
+  Fetch* fetch = nullptr;  // what to bring in meanwhile
 };
 
 // Add to sum[g][n] row s of a span, for the sums FIRST to LAST. The shift goes left where DIRECTION is -1.
@@ -167,7 +179,7 @@ template <int FIRST, int LAST, int DIRECTION, int G, int N, typename T>
 inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t s, int64_t offset,
                                                    int64_t weight_offset, Vec<T> (&sum)[G][N]) {
   const T* row = span.rows[s] + offset;
-  span.fetch->next();
+  if (span.fetch) span.fetch->next();
   const T* weights[G];
 #pragma GCC unroll 4
   for (int g = FIRST; g <= LAST; ++g) weights[g] = span.weights[s][g] + weight_offset;

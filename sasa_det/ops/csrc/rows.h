@@ -48,7 +48,7 @@ inline void clear(T* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = 0;
 }
 
-// ---- Packing and unpacking one row of one head. ----
+// ---- Packing and unpacking rows of one head. ----
 
 template <typename S, typename T>
 inline void copy_row(const S* from, int64_t n, T factor, T* to) {
@@ -142,57 +142,56 @@ inline int64_t place(const Map& map, const Problem& p, const Band& band, int64_t
          (band.phase_row + y * p.dilation) * map.row + band.phase_col * map.col;
 }
 
-// Row by row of each channel, as rows of a channel lie together in most maps.
-template <typename S, typename T>
-void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y, int64_t rows,
-             T factor, const Ring<T>& to) {
-  const S* from = static_cast<const S*>(map.data) + place(map, p, band, y);
+// Call a function with some rows of a map and the same rows of a ring: `pixels` with a whole row, where the
+// channels of a pixel lie together, else `channel` with a row of each channel, its pixels a step apart. Row by
+// row of each channel, as rows of a channel lie together in most maps.
+template <typename S, typename T, typename Pixels, typename Channel>
+inline void each_row(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y,
+                     int64_t rows, const Ring<T>& ring, const Pixels& pixels, const Channel& channel) {
+  S* first = static_cast<S*>(map.data) + place(map, p, band, y);
   const int64_t step = map.col * p.dilation, down = map.row * p.dilation;
-  T* out[LARGEST_SPAN];
-  for (int64_t r = 0; r < rows; ++r) out[r] = to.row(y + r) + at.margin;
+  T* packed[LARGEST_SPAN];
+  for (int64_t r = 0; r < rows; ++r) packed[r] = ring.row(y + r) + at.margin;
   if (map.channel == 1 && step != 1) {
-    for (int64_t r = 0; r < rows; ++r)
-      transpose_in(from + r * down, step, at.width, p.depth, factor, out[r], at.stride);
+    for (int64_t r = 0; r < rows; ++r) pixels(first + r * down, packed[r], step);
     return;
   }
   for (int64_t c = 0; c < p.depth; ++c)
-    for (int64_t r = 0; r < rows; ++r) {
-      const S* row = from + c * map.channel + r * down;
-      T* packed = out[r] + c * at.stride;
-      if (step == 1) {
-        copy_row(row, at.width, factor, packed);
-      } else {
+    for (int64_t r = 0; r < rows; ++r)
+      channel(first + c * map.channel + r * down, packed[r] + c * at.stride, step);
+}
+
+template <typename S, typename T>
+void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y, int64_t rows,
+             T factor, const Ring<T>& to) {
+  each_row<S>(
+      map, p, at, band, y, rows, to,
+      [&](const S* row, T* packed, int64_t step) {
+        transpose_in(row, step, at.width, p.depth, factor, packed, at.stride);
+      },
+      [&](const S* row, T* packed, int64_t step) {
+        if (step == 1) return copy_row(row, at.width, factor, packed);
         for (int64_t x = 0; x < at.width; ++x) {
           T value;
           widen(value, row[x * step]);
           packed[x] = value * factor;
         }
-      }
-    }
+      });
 }
 
 template <typename S, typename T>
 void unpack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y, int64_t rows,
                T factor, const Ring<T>& from) {
-  S* to = static_cast<S*>(map.data) + place(map, p, band, y);
-  const int64_t step = map.col * p.dilation, down = map.row * p.dilation;
-  const T* in[LARGEST_SPAN];
-  for (int64_t r = 0; r < rows; ++r) in[r] = from.row(y + r) + at.margin;
-  if (map.channel == 1 && step != 1) {
-    for (int64_t r = 0; r < rows; ++r)
-      transpose_out(in[r], at.stride, at.width, p.depth, factor, to + r * down, step);
-    return;
-  }
-  for (int64_t c = 0; c < p.depth; ++c)
-    for (int64_t r = 0; r < rows; ++r) {
-      S* row = to + c * map.channel + r * down;
-      const T* packed = in[r] + c * at.stride;
-      if (sizeof(S) == sizeof(T) && step == 1) {
-        copy_row(packed, at.width, factor, reinterpret_cast<T*>(row));
-      } else {
+  each_row<S>(
+      map, p, at, band, y, rows, from,
+      [&](S* row, const T* packed, int64_t step) {
+        transpose_out(packed, at.stride, at.width, p.depth, factor, row, step);
+      },
+      [&](S* row, const T* packed, int64_t step) {
+        if (sizeof(S) == sizeof(T) && step == 1)
+          return copy_row(packed, at.width, factor, reinterpret_cast<T*>(row));
         for (int64_t x = 0; x < at.width; ++x) narrow(row[x * step], packed[x] * factor);
-      }
-    }
+      });
 }
 
 inline void pack(const Map& map, const Problem& p, const Layout<double>& at, const Band& band, int64_t y,
@@ -217,15 +216,15 @@ inline void unpack(const Map& map, const Problem& p, const Layout<float>& at, co
 }
 
 // Rows of maps that are brought into the cache a few lines at a time, while something else is computed. Only
-// where the pixels of a row lie together: elsewhere what lies between them belongs to other heads.
+// where a channel's pixels follow each other: elsewhere what lies between them belongs to others.
 class Fetch {
  public:
   Fetch(const Problem& p, const Band& band) : p(p), band(band) {}
 
   void add(const Map& map, int64_t y, int64_t rows) {
     const int64_t size = p.type == Type::Double ? 8 : p.type == Type::Float ? 4 : 2;
-    if (!map.data || rows <= 0 || map.col != 1 || p.dilation != 1) return;
-    const int64_t bytes = ((rows - 1) * map.row + p.width) * size;
+    if (!map.data || rows <= 0 || map.col != 1 || map.row != p.width || p.dilation != 1) return;
+    const int64_t bytes = rows * p.width * size;
     const char* first = static_cast<const char*>(map.data) + place(map, p, band, y) * size;
     streams[count++] = {first, map.channel * size, bytes};
     lines += p.depth * ((bytes + LINE - 1) / LINE);
@@ -252,7 +251,7 @@ class Fetch {
   };
   const Problem& p;
   const Band& band;
-  Stream streams[7];
+  Stream streams[4];
   int count = 0, stream = 0;
   int64_t lines = 0, each = 0, channel = 0, offset = 0;
 };

@@ -65,8 +65,8 @@ inline T sum_lanes(Vec<T> x) {
   return lanes[0];
 }
 
-// 2^x for x of at most some 120, and 2^LEAST for what is smaller. Next to the largest weight of a window, 2^0, that
-// is nothing, and products with it are seldom subnormal numbers, which are slow.
+// 2^x for x of at most some 120, and 2^LEAST for what is smaller. Next to the largest weight of a window, 2^0,
+// that is nothing, and products with it are seldom subnormal numbers, which are slow.
 // A polynomial of least relative error, 1e-7, for the fraction, times a power of two whose exponent is made in
 // unsigned integers. NaN stays NaN, since it is multiplied and not added to as bits.
 inline Vec<float> exp2_vec(Vec<float> x) {
