@@ -25,6 +25,10 @@ class Window(NamedTuple):
         """Pixels by which a window reaches out of the map at each border."""
         return self.dilation * (self.kernel_size // 2)
 
+    def dilation_in(self, height: int, width: int) -> int:
+        """Return the dilation, but at most a map's longer edge: all larger ones see the centre alone."""
+        return min(self.dilation, max(height, width))
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type in which softmax and sums run: float64 for float64, else float32."""

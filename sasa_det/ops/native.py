@@ -75,7 +75,7 @@ def backward(
             (
                 query.shape[0],
                 window.num_heads,
-                _dilation(query, window) ** 2 * blocks,
+                window.dilation_in(*query.shape[2:]) ** 2 * blocks,
                 2,
                 *row.shape[1:],
             ),
@@ -94,16 +94,11 @@ def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Opti
     return table.to(dtype).expand(window.num_heads, -1, -1).contiguous()
 
 
-def _dilation(query: Tensor, window: Window) -> int:
-    # Where it is as large as the map all neighbours but the centre are outside, and larger is the same.
-    return min(window.dilation, max(query.shape[2:]))
-
-
 def _options(query: Tensor, window: Window) -> tuple:
     return (
         window.kernel_size,
         window.num_heads,
-        _dilation(query, window),
+        window.dilation_in(*query.shape[2:]),
         window.border == 'mask',
         window.scale,
     )

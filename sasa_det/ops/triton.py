@@ -5,7 +5,7 @@ Triton is imported when a kernel is first wanted, not with this module.
 
 import math
 import os
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -87,37 +87,37 @@ class Tile(NamedTuple):
 
 
 @cache
-def choose_tile(window: int, depth: int, itemsize: int) -> Tile:
-    """Choose how the kernels cut a map.
+def choose_tile(kernel: str, window: int, depth: int, itemsize: int) -> Tile:
+    """Choose how a kernel cuts a map.
 
     One choice for each window, depth and type rather than a search at the first call: results then have
-    the same bits every time. Pixels, warps and stages are ones that stay within the registers, by
-    ``tools/check_triton_builds.py``; nothing has been timed. The edges are those for
-    which the products compute the fewest pairs of pixels in vain.
+    the same bits every time. Tiles of one warp were the fastest of all tried on an H200, though they
+    compute more pairs of pixels in vain than larger ones: warps that share a tile wait for each other.
+    More warps where one has too few registers, by ``tools/check_triton_builds.py``. The edges are those
+    for which the products compute the fewest pairs in vain.
 
     Args:
+        kernel: Its name in ``triton_kernels.py``.
         window: Edge of the window.
         depth: Channels of a head.
         itemsize: Bytes of a number.
 
     Examples:
-        >>> choose_tile(7, 32, 2)
-        Tile(rows=6, cols=10, pixels=64, span=16, warps=4, stages=2)
+        >>> choose_tile('forward_kernel', 7, 32, 2)
+        Tile(rows=2, cols=8, pixels=16, span=16, warps=1, stages=2)
     """
     row = pad(depth) * itemsize
-    if itemsize == 2:
-        pixels, warps, stages = 64, 4 if row <= 128 else 8, 2
-    elif row <= 64:
-        pixels, warps, stages = 64, 4, 2
-    else:
-        pixels, warps, stages = 64 if row <= 128 else 32, 8, 3
+    # With more, twice as many registers hold gradients.
+    roomy = kernel == 'backward_keys_kernel' and itemsize == 2 and row <= 64 and window < 16
+    pixels = 32 if roomy else 16
+    warps = 1 if row <= 128 else row // 64
     _, rows, cols, span = max(
         (rows * cols / ((rows + window - 1) * span), rows, cols, span)
         for span in (16, 32, 64)
         for cols in range(1, min(span - window + 1, pixels) + 1)
         for rows in (pixels // cols,)
     )
-    return Tile(rows, cols, pixels, span, warps, stages)
+    return Tile(rows, cols, pixels, span, warps, stages=2)
 
 
 def pad(size: int) -> int:
@@ -148,7 +148,10 @@ def forward(
     rel_col: Optional[Tensor],
     window: Window,
 ) -> Tuple[Tensor, Tensor]:
-    """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`."""
+    """Compute the attention; arguments and results as in :func:`sasa_det.ops.eager.forward`.
+
+    But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
+    """
     output = empty_output(query)
     shape = (query.shape[0], window.num_heads, *query.shape[2:])
     logsumexp = query.new_empty(shape, dtype=compute_dtype(query.dtype))
@@ -177,17 +180,33 @@ def backward(
     window: Window,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
-    partial = None
-    if rel_row is not None:
-        # One sum for each tile, so that programs share none and the order is fixed.
-        tiles = _count_tiles(query, window)
-        shape = (query.shape[0], window.num_heads, tiles, 2, *rel_row.shape[1:])
-        partial = logsumexp.new_empty(shape)
+    partial = None if rel_row is None else _empty_partial(query, rel_row, window, logsumexp.dtype)
     if query.numel():
         inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
         for launch in backward_launches(*inputs, *grad_maps, partial, window):
             launch.run()
-    return (None, None) if partial is None else sum_table_grads(partial, rel_row)
+    if partial is None:
+        return None, None
+    # By chunks first: torch's sum takes as much memory again where a few sums are of many terms.
+    return sum_table_grads(partial.sum(3), rel_row)
+
+
+def _empty_partial(query: Tensor, rel_row: Tensor, window: Window, dtype: torch.dtype) -> Tensor:
+    """Allocate a sum for each tile, so that programs share none and the order is fixed.
+
+    Zeros fill the last chunk up.
+    """
+    from .triton_kernels import CHUNK
+
+    batch, channels, height, width = query.shape
+    depth = channels // window.num_heads
+    tile = choose_tile('backward_queries_kernel', window.kernel_size, depth, query.element_size())
+    tiles = _count_tiles(tile, height, width, window)
+    chunks = -(-tiles // CHUNK.value)
+    shape = (batch, window.num_heads, chunks, CHUNK.value, 2, *rel_row.shape[1:])
+    partial = query.new_empty(shape, dtype=dtype)
+    partial[:, :, -1, tiles - (chunks - 1) * CHUNK.value :].zero_()
+    return partial
 
 
 def backward_launches(
@@ -216,46 +235,65 @@ def _launch(
     sums: Dict[str, Optional[Tensor]],
     window: Window,
 ) -> Launch:
-    import triton.language as tl
-
     query = maps['q']
-    batch, channels, height, width = query.shape
-    depth = channels // window.num_heads
-    tile = choose_tile(window.kernel_size, depth, query.element_size())
-    tiles = _count_tiles(query, window)
-    there = [x for x in maps.values() if x is not None]
-    # What all strides but the channels' are multiples of, in most channels_last maps.
-    unit = 8 if all(x.stride(1) == 1 and not _others(x) % 8 for x in there) else 1
-    strides = {}
-    for name, x in maps.items():
-        b, c, h, w = (0, 0, 0, 0) if x is None else x.stride()
-        strides |= {
-            f'{name}_b': b // unit, f'{name}_c': c, f'{name}_h': h // unit, f'{name}_w': w // unit,
-        }  # fmt: skip
-    extent = max(
-        sum((size - 1) * stride for size, stride in zip((depth, height, width), x.stride()[1:]))
-        for x in there
-    )
-    # Addresses of 64 bits take twice the registers: more warps share them.
-    wide = extent >= 2**31
-    arguments = dict(
+    tensors = dict(
         **maps,
         **sums,
         rel_row=None if rel_row is None else rel_row.contiguous(),
         rel_col=None if rel_col is None else rel_col.contiguous(),
-        **strides,
+    )
+    strides = tuple((name, None if x is None else x.stride()) for name, x in maps.items())
+    heads = 0 if rel_row is None else rel_row.shape[0]
+    programs, others = _lay_out(
+        kernel, tuple(query.shape), query.dtype, strides, heads, window, _precision()
+    )
+    return Launch(kernel, programs, {**tensors, **others})
+
+
+# A launch takes this long on the processor that a small map's kernel would wait for it.
+@lru_cache(maxsize=4096)
+def _lay_out(
+    kernel: str,
+    shape: Tuple[int, ...],
+    dtype: torch.dtype,
+    strides: Tuple[Tuple[str, Optional[Tuple[int, ...]]], ...],
+    table_heads: int,
+    window: Window,
+    precision: str,
+) -> Tuple[int, Dict[str, Any]]:
+    """Choose how many programs a launch takes, and all of its arguments that are not tensors."""
+    import triton.language as tl
+
+    batch, channels, height, width = shape
+    depth = channels // window.num_heads
+    tile = choose_tile(kernel, window.kernel_size, depth, dtype.itemsize)
+    tiles = _count_tiles(tile, height, width, window)
+    there = [stride for _, stride in strides if stride is not None]
+    # What all strides but the channels' are multiples of, in most channels_last maps.
+    unit = 8 if all(c == 1 and not math.gcd(b, h, w) % 8 for b, c, h, w in there) else 1
+    arguments = {}
+    for name, stride in strides:
+        b, c, h, w = stride or (0, 0, 0, 0)
+        arguments |= {
+            f'{name}_b': b // unit, f'{name}_c': c, f'{name}_h': h // unit, f'{name}_w': w // unit,
+        }  # fmt: skip
+    extent = max((depth - 1) * c + (height - 1) * h + (width - 1) * w for _, c, h, w in there)
+    wide = extent >= 2**31
+    # Addresses of 64 bits take twice the registers; of 64 channels that lie apart, each has its own.
+    crowded = wide or (unit == 1 and depth > 32 and tile.warps == 1)
+    arguments |= dict(
         height=height,
         width=width,
         num_heads=window.num_heads,
-        dilation=_dilation(query, window),
+        dilation=window.dilation_in(height, width),
         tiles=tiles,
         SCALE=window.scale,
         WINDOW=window.kernel_size,
         DEPTH=depth,
         MASK=window.border == 'mask',
-        HAS_KEY=maps['k'] is not None,
-        HAS_POSITIONS=rel_row is not None,
-        PER_HEAD=rel_row is not None and rel_row.shape[0] > 1,
+        HAS_KEY=dict(strides)['k'] is not None,
+        HAS_POSITIONS=table_heads > 0,
+        PER_HEAD=table_heads > 1,
         ROWS=tile.rows,
         COLS=tile.cols,
         TILE=tile.pixels,
@@ -265,33 +303,19 @@ def _launch(
         UNIT=unit,
         # Offsets within a plane; where a plane begins is always in 64 bits.
         INDEX=tl.int64 if wide else tl.int32,
-        SUM=tl.float64 if query.dtype == torch.float64 else tl.float32,
-        PRECISION=_precision(),
-        num_warps=8 if wide else tile.warps,
+        SUM=tl.float64 if dtype == torch.float64 else tl.float32,
+        PRECISION=precision,
+        num_warps=tile.warps * 2 if crowded else tile.warps,
         num_stages=tile.stages,
     )
-    return Launch(kernel, batch * window.num_heads * tiles, arguments)
+    return batch * window.num_heads * tiles, arguments
 
 
-def _others(x: Tensor) -> int:
-    """Return a number that has the common divisors of all strides but the channels'."""
-    b, _, h, w = x.stride()
-    return math.gcd(b, h, w)
-
-
-def _count_tiles(query: Tensor, window: Window) -> int:
-    height, width = query.shape[2:]
-    depth = query.shape[1] // window.num_heads
-    tile = choose_tile(window.kernel_size, depth, query.element_size())
-    dilation = _dilation(query, window)
+def _count_tiles(tile: Tile, height: int, width: int, window: Window) -> int:
+    dilation = window.dilation_in(height, width)
     phases = min(dilation, height) * min(dilation, width)
     down, across = -(-height // dilation), -(-width // dilation)
     return phases * -(-down // tile.rows) * -(-across // tile.cols)
-
-
-def _dilation(query: Tensor, window: Window) -> int:
-    # Where it is as large as the map all neighbours but the centre are outside, and larger is the same.
-    return min(window.dilation, max(query.shape[2:]))
 
 
 def _precision() -> str:

@@ -14,7 +14,7 @@ Shapes in comments: [queries, depth] and so on, where
     keys      SPAN, the power of two that holds COLS + WINDOW - 1
     offsets   OFFSETS, the power of two that holds WINDOW
     depth     PADDED, the power of two that holds DEPTH, the channels of a head
-Logits are in units of log2(e), for exp2, everywhere but in the log-sum-exp in memory.
+Logits are in units of log 2, for exp2, and so is the log-sum-exp.
 
 Strides are in units of UNIT elements, that of the channels excepted: so the compiler knows that
 vectors of channels_last maps are aligned without having to know the map's size. What changes with the
@@ -35,7 +35,8 @@ _jit = triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UN
 # Below every logit, and finite: the difference of two of them is a number.
 _LOWEST = tl.constexpr(-1e38)
 _LOG2_E = tl.constexpr(1.4426950408889634)
-_LN_2 = tl.constexpr(0.6931471805599453)
+# What tiles give to the gradients of relative positions is summed by so many first, see sasa_det.ops.triton.
+CHUNK = tl.constexpr(16)
 
 
 @triton.jit
@@ -259,9 +260,7 @@ def forward_kernel(
         rows, cols, inside, o_c, o_h, o_w, DEPTH, PADDED, UNIT, INDEX,
     )  # fmt: skip
     logsumexp += (image * num_heads + head).to(tl.int64) * height * width
-    tl.store(
-        logsumexp + rows.to(INDEX) * width + cols, (peak + tl.log2(total)) * _LN_2, mask=inside
-    )
+    tl.store(logsumexp + rows.to(INDEX) * width + cols, peak + tl.log2(total), mask=inside)
 
 
 @_jit
@@ -309,7 +308,7 @@ def backward_queries_kernel(
     grads = _load(g, rows, cols, inside, g_c, g_h, g_w, DEPTH, PADDED, UNIT, INDEX)
     place = plane + rows.to(INDEX) * width + cols
     # The weights of queries that pad the tile come out as zero.
-    lse = tl.load(logsumexp + place, mask=inside, other=float('inf')) * _LOG2_E
+    lse = tl.load(logsumexp + place, mask=inside, other=float('inf'))
 
     key_cols = left + (m - RADIUS) * dilation
     key_there = ((key_cols >= 0) & (key_cols < width))[:, None] & (c < DEPTH)[None, :]
@@ -375,20 +374,22 @@ def backward_queries_kernel(
         by_col = grad_by_col.to(queries.dtype)
         grad = _dot(by_row, tl.trans(row_table), grad, PRECISION)
         grad = _dot(by_col, tl.trans(col_table), grad, PRECISION)
-        queries = tl.trans(queries)
-        grad_row_table = _dot(queries, by_row, None, PRECISION)
-        grad_col_table = _dot(queries, by_col, None, PRECISION)
+        # [offsets, depth], of whose rows there are fewer than 64: the other way round, where a head has 64
+        # channels, Triton 3.6 takes Hopper's asynchronous products, and stores the first of the two at random.
+        grad_row_table = _dot(tl.trans(by_row), queries, None, PRECISION)
+        grad_col_table = _dot(tl.trans(by_col), queries, None, PRECISION)
     _store(gq, grad * SCALE, rows, cols, inside, gq_c, gq_h, gq_w, DEPTH, PADDED, UNIT, INDEX)
 
     if HAS_POSITIONS:
         # [rows or columns, half of the depth, window]
         HALF: tl.constexpr = DEPTH // 2
-        partial += program.to(tl.int64) * 2 * HALF * WINDOW
-        place = c[:, None] * WINDOW + t[None, :]
-        there = (t < WINDOW)[None, :]
-        tl.store(partial + place, grad_row_table * SCALE, mask=there & (c < HALF)[:, None])
+        own = program // tiles * (tl.cdiv(tiles, CHUNK) * CHUNK) + program % tiles
+        partial += own.to(tl.int64) * 2 * HALF * WINDOW
+        place = c[None, :] * WINDOW + t[:, None]
+        there = (t < WINDOW)[:, None]
+        tl.store(partial + place, grad_row_table * SCALE, mask=there & (c < HALF)[None, :])
         # Columns come second in the depth, as in the partial sum.
-        second = ((c >= HALF) & (c < DEPTH))[:, None]
+        second = ((c >= HALF) & (c < DEPTH))[None, :]
         tl.store(partial + place, grad_col_table * SCALE, mask=there & second)
 
 
@@ -470,7 +471,7 @@ def backward_keys_kernel(
         place = query_row.to(INDEX) * width
         there = query_inside & row_inside
         # The weights of queries out of the map come out as zero.
-        lse = tl.load(logsumexp + place, mask=there, other=float('inf')) * _LOG2_E
+        lse = tl.load(logsumexp + place, mask=there, other=float('inf'))
         query_delta = tl.load(delta + place, mask=there, other=0.0)
 
         row_offset = n // COLS - step + 2 * RADIUS  # [keys]

@@ -52,6 +52,7 @@ SMALL_SIZES = [
         replace(ONE, depth=24, size=(2, 5)),
         replace(ONE, depth=128, size=(2, 2)),
         replace(ONE, depth=3, positions=None, border='mask'),
+        replace(ONE, size=(18, 2)),  # more tiles than are summed at once
         replace(ONE, batch=0),
     )
 ]
