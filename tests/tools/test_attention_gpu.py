@@ -53,13 +53,13 @@ def on_the_cpu(monkeypatch):
 def test_report(on_the_cpu, tmp_path):
     report = Report(tmp_path / 'out', MACHINE, minutes=5)
     names = ['conv3x3', 'layer', 'no such thing', 'eager']
-    time_attention(report, names, 'P7', 2, _seconds)
+    time_attention(report, names, 'P7', 2, _seconds, _seconds)
     report.write()
     said = json.loads((tmp_path / 'out.json').read_text())
     assert said['machine'] == MACHINE
     conv, layer, eager, missing = said['rows']
     assert (conv['subject'], layer['subject'], eager['subject']) == ('conv3x3', 'layer', 'eager')
-    assert conv['forward_ratio'] == 1 and conv['peak_mb'] == 1
+    assert conv['forward_ratio'] == 1 and conv['peak_mb'] == 1 and conv['both_host_ms'] > 0
     maps = 4 * 2 * 32 * 4 * 6
     moved = conv['forward_gbytes'] * 1e9 * conv['forward_ms'] / 1e3
     assert moved == pytest.approx(2 * maps + 4 * 9 * 32**2)
@@ -92,6 +92,18 @@ def test_what_comes_too_late_is_listed(on_the_cpu, tmp_path):
     time_attention(report, ['conv3x3'], 'P7', 1, _seconds)
     assert report.rows == []
     assert '- not measured: conv3x3 at P7, batch 1: the time was up' in report.markdown()
+
+
+def test_what_an_error_leaves_broken_is_listed(on_the_cpu, tmp_path, monkeypatch):
+    """After an illegal access whatever asks the GPU fails, which must not lose what was measured before."""
+    report = Report(tmp_path / 'out', MACHINE, minutes=5)
+
+    def fail():
+        raise RuntimeError('illegal memory access')
+
+    monkeypatch.setattr(torch.cuda, 'empty_cache', fail)
+    assert report.attempt('a case', lambda: 1) is None
+    assert '- not measured: a case: RuntimeError: illegal memory access' in report.markdown()
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

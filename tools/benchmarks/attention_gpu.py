@@ -9,7 +9,8 @@ cuDNN's 3x3 convolution. Before anything is timed, every subject's result and gr
 reference's in float32 on a small map. Subjects take turns, round by round; times are medians by the
 GPU's own events, from cold caches, and ratios are of them. `bytes` counts each tensor that comes in or
 goes out once; shares are of a matrix product's FLOP/s and of a copy's bytes/s, measured in the same run.
-`peak MB` is what a forward and backward allocate at most beside their inputs.
+`peak MB` is what a forward and backward allocate at most beside their inputs. `host ms` is how long
+Python takes to queue each: that is what small maps take, unless the GPU is still busy with what came before.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the Triton kernels; `layer`, with its projections; and
 at P3 `flex`, torch's flex_attention, compiled, with the terms q.r as its score_mod; `eager`, the
@@ -33,6 +34,7 @@ from measuring import (
     describe_gpu,
     gpu_peak_growth,
     take_turns,
+    until_queued,
     write,
 )
 from rich.progress import Progress
@@ -56,6 +58,7 @@ TITLES = {
     '/ conv': '{forward_ratio:.2f}',
     'fwd+bwd ms': '{both_ms:.3f}',
     '/ conv ': '{both_ratio:.2f}',
+    'host ms': '{forward_host_ms:.2f}, {both_host_ms:.2f}',
     'TFLOP/s': '{forward_tflops:.1f}, {both_tflops:.1f}',
     'share': '{forward_share:.0%}, {both_share:.0%}',
     'GB/s': '{forward_gbytes:.0f}, {both_gbytes:.0f}',
@@ -98,13 +101,13 @@ class Report:
             self.missing.append(dict(not_measured=what, why='the time was up'))
             return None
         try:
-            return call()
+            result = call()
+            torch.cuda.empty_cache()
+            return result
         except Exception as error:  # of a compiler, of the GPU's memory, of what is not installed
             why = f'{type(error).__name__}: {error}'.splitlines()[0]
             self.missing.append(dict(not_measured=what, why=why))
             return None
-        finally:
-            torch.cuda.empty_cache()
 
     def markdown(self) -> str:
         """Lay everything out as text."""
@@ -120,7 +123,9 @@ class Report:
         write(self.out, self.machine, rows, self.markdown())
 
 
-def time_attention(report: Report, names: list, shape: str, batch: int, clock) -> None:
+def time_attention(
+    report: Report, names: list, shape: str, batch: int, clock, host_clock=until_queued
+) -> None:
     """Time all that there is to time at a shape."""
     case = (shape, batch, KERNEL_SIZE)
     size = (batch, *SHAPES[shape])
@@ -137,18 +142,22 @@ def time_attention(report: Report, names: list, shape: str, batch: int, clock) -
             subjects[name], memory[name] = made
     if 'conv3x3' not in subjects:
         return
-    times = report.attempt(
-        f'{shape}, batch {batch}',
-        lambda: take_turns(
-            {name: dict(forward=x.forward, both=x.both) for name, x in subjects.items()},
-            seconds=0, least=ROUNDS, clock=clock,
-        ),
-    )  # fmt: skip
-    for name in times or ():
+    calls = {name: dict(forward=x.forward, both=x.both) for name, x in subjects.items()}
+    times, host_times = (
+        report.attempt(
+            f'{shape}, batch {batch}',
+            partial(take_turns, calls, seconds=1, least=3, clock=each, most=ROUNDS),
+        )
+        for each in (clock, host_clock)
+    )
+    if times is None or host_times is None:
+        return
+    for name in times:
         row = as_row(case, name, size, times, report.machine)
         for way, count in zip(('forward', 'both'), subjects[name].traffic()):
             row[f'{way}_tflops'] = row[f'{way}_gflops'] / 1e3
             row[f'{way}_gbytes'] = count / times[name][way] / 1e9
+            row[f'{way}_host_ms'] = 1e3 * host_times[name][way]
             row[f'{way}_copy_share'] = row[f'{way}_gbytes'] / report.machine['copy_gb_per_s']
         row['peak_mb'] = memory[name] / 2**20
         row['peak_ratio'] = memory[name] / memory['conv3x3']

@@ -58,14 +58,15 @@ def describe_gpu() -> dict:
 def by_device_events() -> Callable:
     """Return a function that calls what it is given and says how many seconds the GPU was at it.
 
-    First it writes more than the caches hold: they are as cold as amid a network, and what is timed is
-    queued meanwhile, so that the GPU need not wait for Python.
+    First it writes more than the caches hold, for some milliseconds: they are as cold as amid a network, and
+    what is timed is queued meanwhile, so that the GPU need not wait for Python.
     """
     rubbish = torch.empty(2**30, dtype=torch.uint8, device='cuda')
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def clock(call: Callable) -> float:
-        rubbish.zero_()
+        for _ in range(16):
+            rubbish.zero_()
         begin.record()
         call()
         end.record()
@@ -73,6 +74,12 @@ def by_device_events() -> Callable:
         return begin.elapsed_time(end) / 1e3
 
     return clock
+
+
+def until_queued(call: Callable) -> float:
+    """Call, and say how many seconds it took Python to queue on the GPU what there is to do."""
+    torch.cuda.synchronize()
+    return _seconds(call)
 
 
 def gpu_peak_growth(call: Callable) -> int:
@@ -108,6 +115,7 @@ def take_turns(
     seconds: float,
     least: int = 3,
     clock: Callable = _seconds,
+    most: float = float('inf'),
 ) -> Dict[str, Dict[str, float]]:
     """Time subjects round by round, so that a machine's moods meet all of them.
 
@@ -116,6 +124,7 @@ def take_turns(
         seconds: For each subject; then it leaves the round.
         least: Number of rounds that no subject leaves.
         clock: Calls what it is given and returns how many seconds that took.
+        most: Number of rounds after which all leave.
 
     Returns:
         Median seconds by the same names.
@@ -126,7 +135,7 @@ def take_turns(
         for call in calls.values():
             call()
     rounds = 0
-    while rounds < least or min(spent.values()) < seconds:
+    while rounds < least or (rounds < most and min(spent.values()) < seconds):
         for name, calls in subjects.items():
             if rounds >= least and spent[name] >= seconds:
                 continue
