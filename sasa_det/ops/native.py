@@ -2,10 +2,9 @@
 
 from typing import Optional, Tuple
 
-import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output, sum_table_grads
+from .geometry import Window, compute_dtype, empty_output, expand_tables, sum_table_grads
 
 try:
     from . import _native
@@ -48,7 +47,7 @@ def forward(
     output = empty_output(query)
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
-    row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
+    row, col = expand_tables(rel_row, rel_col, window, dtype)
     _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp
 
@@ -66,7 +65,7 @@ def backward(
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
     dtype = compute_dtype(query.dtype)
-    row, col = (_expand(x, window, dtype) for x in (rel_row, rel_col))
+    row, col = expand_tables(rel_row, rel_col, window, dtype)
     tables = None
     if row is not None:
         # One partial sum for some rows of the map, so that threads share none and the order is fixed.
@@ -86,12 +85,6 @@ def backward(
         *grad_maps, tables, *_options(query, window),
     )  # fmt: skip
     return (None, None) if tables is None else sum_table_grads(tables, rel_row)
-
-
-def _expand(table: Optional[Tensor], window: Window, dtype: torch.dtype) -> Optional[Tensor]:
-    if table is None:
-        return None
-    return table.to(dtype).expand(window.num_heads, -1, -1).contiguous()
 
 
 def _options(query: Tensor, window: Window) -> tuple:

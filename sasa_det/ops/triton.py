@@ -107,7 +107,7 @@ def choose_tile(kernel: str, window: int, depth: int, itemsize: int) -> Tile:
         Tile(rows=2, cols=8, pixels=16, span=16, warps=1, stages=2)
     """
     row = pad(depth) * itemsize
-    # With more, twice as many registers hold gradients.
+    # Twice as many keys were faster yet, where there are registers for the gradients of both maps.
     roomy = kernel == 'backward_keys_kernel' and itemsize == 2 and row <= 64 and window < 16
     pixels = 32 if roomy else 16
     warps = 1 if row <= 128 else row // 64
@@ -250,7 +250,7 @@ def _launch(
     return Launch(kernel, programs, {**tensors, **others})
 
 
-# A launch takes this long on the processor that a small map's kernel would wait for it.
+# Laid out anew at each launch, these would keep small maps' kernels waiting for Python.
 @lru_cache(maxsize=4096)
 def _lay_out(
     kernel: str,
