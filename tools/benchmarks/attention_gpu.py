@@ -143,15 +143,16 @@ def time_attention(
     if 'conv3x3' not in subjects:
         return
     calls = {name: dict(forward=x.forward, both=x.both) for name, x in subjects.items()}
-    times, host_times = (
-        report.attempt(
-            f'{shape}, batch {batch}',
-            partial(take_turns, calls, seconds=1, least=3, clock=each, most=ROUNDS),
-        )
-        for each in (clock, host_clock)
+    measured = report.attempt(
+        f'{shape}, batch {batch}',
+        lambda: [
+            take_turns(calls, seconds=1, least=3, clock=each, most=ROUNDS)
+            for each in (clock, host_clock)
+        ],
     )
-    if times is None or host_times is None:
+    if measured is None:
         return
+    times, host_times = measured
     for name in times:
         row = as_row(case, name, size, times, report.machine)
         for way, count in zip(('forward', 'both'), subjects[name].traffic()):
