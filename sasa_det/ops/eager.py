@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output, expand_tables
+from .geometry import Window, compute_dtype, empty_output
 
 # Edge of a square tile of queries, and the bytes that one chunk's logits may take.
 TILE = 4
@@ -48,7 +48,7 @@ def forward(
     dtype = compute_dtype(query.dtype)
     output = empty_output(query)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
-    row, col = expand_tables(rel_row, rel_col, window, dtype)
+    row, col = _tables(rel_row, rel_col, window, dtype)
     for phase in _phases(window.dilation_in(*query.shape[2:])):
         q_map, k_map, v_map, out_map, lse_map = (
             _phase(x, phase) for x in (query, key, value, output, logsumexp)
@@ -95,7 +95,7 @@ def backward(
     # Halos overlap, so that these two are sums, to be held in the type that sums are held in.
     grad_value = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
     grad_key = None if key is None else torch.zeros_like(grad_value)
-    row, col = expand_tables(rel_row, rel_col, window, dtype)
+    row, col = _tables(rel_row, rel_col, window, dtype)
     grad_row = None if row is None else torch.zeros_like(row)
     grad_col = None if col is None else torch.zeros_like(col)
     half = query.shape[1] // window.num_heads // 2
@@ -162,6 +162,16 @@ def _logits(
         return logits, None
     keys = tiling.halos(k_map, dtype)
     return logits.baddbmm_(q, keys), keys
+
+
+def _tables(
+    rel_row: Optional[Tensor], rel_col: Optional[Tensor], window: Window, dtype: torch.dtype
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Lay relative positions out for every head in a type; None where there are none."""
+    return tuple(
+        None if x is None else x.to(dtype).expand(window.num_heads, -1, -1).contiguous()
+        for x in (rel_row, rel_col)
+    )
 
 
 def _phases(dilation: int) -> Iterator[Tuple[int, int, int]]:

@@ -1,6 +1,6 @@
 """What a local attention window is: the options that every backend takes, and its neighbourhoods."""
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -51,16 +51,6 @@ def empty_output(like: Tensor) -> Tensor:
         torch.empty(
             like.shape, dtype=like.dtype, device=like.device, memory_format=output_format(like)
         )
-    )
-
-
-def expand_tables(
-    rel_row: Optional[Tensor], rel_col: Optional[Tensor], window: Window, dtype: torch.dtype
-) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """Lay relative positions out for every head in a type; None where there are none."""
-    return tuple(
-        None if x is None else x.to(dtype).expand(window.num_heads, -1, -1).contiguous()
-        for x in (rel_row, rel_col)
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 # As large as a huge page of x86 and of most of arm64's kernels.
 _HUGE = 2**21
 # What is smaller comes from memory that was used before, as a rule.
-_LEAST = 2**23
+_LEAST = 2**22
 _MADV_HUGEPAGE = 14
 
 

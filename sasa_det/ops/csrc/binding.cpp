@@ -59,6 +59,7 @@ sasa::Problem describe(const Tensor& query, const OptionalTensor& key, const Ten
   if (rel_row) {
     p.rel_row = rel_row->data_ptr();
     p.rel_col = rel_col->data_ptr();
+    p.rel_head = rel_row->size(0) == 1 ? 0 : p.depth / 2 * kernel_size;
   }
   return p;
 }

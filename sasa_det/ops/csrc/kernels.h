@@ -44,9 +44,8 @@ template <typename T>
 inline Tables<T> tables_of(const Problem& p, int64_t head) {
   Tables<T> tables;
   if (p.rel_row) {
-    const int64_t offset = head * (p.depth / 2) * p.kernel_size;
-    tables.row = static_cast<const T*>(p.rel_row) + offset;
-    tables.col = static_cast<const T*>(p.rel_col) + offset;
+    tables.row = static_cast<const T*>(p.rel_row) + head * p.rel_head;
+    tables.col = static_cast<const T*>(p.rel_col) + head * p.rel_head;
   }
   return tables;
 }

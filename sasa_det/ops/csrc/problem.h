@@ -24,8 +24,9 @@ struct Problem {
   double scale;
   Type type;
   Map query, key, value;             // key.data null: logits q.r alone
-  const void* rel_row = nullptr;     // (heads, depth / 2, k) in the compute type, or null
+  const void* rel_row = nullptr;     // (heads or 1, depth / 2, k) in the compute type, or null
   const void* rel_col = nullptr;
+  int64_t rel_head = 0;              // from a head's to the next head's, in elements: 0 where they share them
   void* logsumexp = nullptr;         // (B, heads, H, W) in the compute type, in units of log 2
 
   Map output;  // forward only
