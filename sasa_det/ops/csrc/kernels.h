@@ -89,14 +89,26 @@ struct Logits {
     bias = reinterpret_cast<Vec<T>*>(scratch.take(each * 2 * k));
     peak = reinterpret_cast<Vec<T>*>(scratch.take(each));
   }
-  // Row u - g of window g of the first vector, for each row u that a group's windows span.
-  void window_rows(int64_t k, const T* (*out)[GROUP]) const {
-    for (int64_t u = 0; u < span_of(k); ++u)
-      for (int64_t g = 0; g < GROUP; ++g)
-        out[u][g] = reinterpret_cast<const T*>(logits + g * k * k + (u - g) * k);
-  }
   static int64_t elements(int64_t k) { return TILE * GROUP * Vector<T>::lanes * (k * k + 2 * k + 1); }
 };
+
+// The rows that the windows of a group span, with what was computed of a tile as their weights.
+template <typename T>
+inline Span<T> seen_by(const Layout<T>& at, const Logits<T>& tile, const T* const* rows, int64_t y,
+                       int64_t group) {
+  constexpr int64_t L = Vector<T>::lanes;
+  const int64_t k = at.k, above = at.radius - y, below = at.height - y + at.radius, all = k + group - 1;
+  return {rows,
+          above > 0 ? above : 0,
+          below < all ? below : all,
+          1 - k,
+          k,
+          at.stride,
+          reinterpret_cast<const T*>(tile.logits),
+          (k * k - k) * L,
+          k * L,
+          L};
+}
 
 // out[g][i][j] = bias[g] + a[g] . rows[i + g] shifted by j, for a tile and the windows of G rows. What lies in
 // no row of the map is left as it is.
@@ -184,6 +196,18 @@ inline int64_t pieces(const Layout<T>& at) {
 
 // ---- Forward. ----
 
+// The weights of a window's pixels, not yet divided by their sum, in the place of their logits; returns the sum.
+template <typename T>
+__attribute__((noinline)) Vec<T> exponentials(Vec<T>* x, int64_t n, Vec<T> peak) {
+  Vec<T> total = Vec<T>{};
+#pragma GCC unroll 4
+  for (int64_t m = 0; m < n; ++m) {
+    x[m] = exp2_vec(x[m] - peak);
+    total += x[m];
+  }
+  return total;
+}
+
 template <typename T>
 void forward_band(const Problem& p, const Band& band, void* memory) {
   typedef Vec<T> V;
@@ -202,8 +226,6 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const Tables<T> tables = tables_of<T>(p, band.head);
   const T* key_rows[LARGEST_SPAN];
   const T* value_rows[LARGEST_SPAN];
-  const T* weights[LARGEST_SPAN][GROUP];
-  tile.window_rows(k, weights);
 
   int64_t next = band.first > radius ? band.first - radius : 0;  // row to bring in
   for (int64_t y = band.first; y < band.last; y += GROUP) {
@@ -223,8 +245,10 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     fetch.add(p.value, next, entering);
     fetch.add(p.query, y + rows, coming);
     fetch.add(p.output, y, rows);
-    fetch.over(pieces(at) * (k + rows - 1));
-    const Span<T> seen{value_rows, weights, k + rows - 1, 1 - k, k, at.stride, L, &fetch};
+    fetch.over(pieces(at), k + rows - 1);
+    const Span<T> seen = seen_by(at, tile, value_rows, y, rows);
+    T* to[GROUP];
+    for (int64_t g = 0; g < rows; ++g) to[g] = out.row(y + g) + at.margin;
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
@@ -234,14 +258,8 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         tile_logits<G>(p, at, tables, y, x0, vectors, here, key_rows, tile);
         for (int64_t v = 0; v < vectors; ++v)
           for (int g = 0; g < G; ++g) {
-            V* own = tile.logits + (v * GROUP + g) * window;
             const V peak = tile.peak[v * GROUP + g];
-            V total = V{};
-#pragma GCC unroll 4
-            for (int64_t n = 0; n < window; ++n) {
-              own[n] = exp2_vec(own[n] - peak);
-              total += own[n];
-            }
+            const V total = exponentials<T>(tile.logits + (v * GROUP + g) * window, window, peak);
             tile.peak[v * GROUP + g] = T(1) / total;
             const V sum = peak + log_vec(total) * T(LOG2_E);
             const int64_t x = x0 + v * L;
@@ -254,13 +272,14 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         by_channels(at.depth, [&](auto count, int64_t c) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
-            V sums[G * N] = {};
+            V sums[G * N];
             window_sums<G, N, 1>(seen, at.margin + x0 + v * L - radius + c * at.stride,
-                                 v * GROUP * window * L, sums);
-            for (int g = 0; g < G; ++g)
-              for (int n = 0; n < N; ++n)
-                store(out.row(y + g) + at.margin + x0 + v * L + (c + n) * at.stride,
-                      sums[g * N + n] * tile.peak[v * GROUP + g]);
+                                 v * GROUP * window * L, sums, &fetch.next());
+            const V* share = tile.peak + v * GROUP;
+            const auto put = [&](int g, int n, T* place) __attribute__((always_inline)) {
+              store(place, sums[g * N + n] * share[g]);
+            };
+            each_sum<G, N>(to, x0 + v * L + c * at.stride, at.stride, put);
           }
         });
       });
@@ -332,8 +351,6 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
 
   const T* key_rows[LARGEST_SPAN];
   const T* value_rows[LARGEST_SPAN];
-  const T* pull_rows[LARGEST_SPAN][GROUP];
-  pull.window_rows(k, pull_rows);
 
   // Add to the gradients of keys or values what the queries of a group add.
   auto spread = [&](int64_t y, int64_t rows, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
@@ -346,24 +363,21 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
         constexpr int N = count.value;
         for (int64_t row = top > band.first ? top : band.first; row < last; row += GROUP) {
           const int64_t wide = last - row < GROUP ? last - row : GROUP;
-          const T* pair_rows[GROUP][GROUP];
-          for (int64_t s = 0; s < rows; ++s)
-            for (int64_t g = 0; g < wide; ++g)
-              pair_rows[s][g] = pairs + s * at.pair_row() + (row - top + g - s) * k * at.stride;
-          const Span<T> seeing{map_rows, pair_rows, rows, top - row, k, at.stride, at.stride};
+          const int64_t down = k * at.stride;  // from a row of the windows to the next
+          const Span<T> seeing{map_rows, 0, rows, top - row, k, at.stride, pairs + (row - top) * down,
+                               down, at.pair_row() - down, at.stride};
+          T* to[GROUP];
+          for (int64_t g = 0; g < wide; ++g) to[g] = results.row(row + g);
           as_group(wide, [&](auto group) {
             constexpr int G = group.value;
             for (int64_t v = 0; v < vectors; ++v) {
               const int64_t x = at.margin + x0 + v * L;
               V sums[G * N];
-              T* to[G];
-              for (int g = 0; g < G; ++g) {
-                to[g] = results.row(row + g) + x + c * at.stride;
-                for (int n = 0; n < N; ++n) sums[g * N + n] = load(to[g] + n * at.stride);
-              }
               window_sums<G, N, -1>(seeing, x + radius + c * at.stride, x, sums);
-              for (int g = 0; g < G; ++g)
-                for (int n = 0; n < N; ++n) store(to[g] + n * at.stride, sums[g * N + n]);
+              const auto add = [&](int g, int n, T* place) __attribute__((always_inline)) {
+                store(place, load(place) + sums[g * N + n]);
+              };
+              each_sum<G, N>(to, x + c * at.stride, at.stride, add);
             }
           });
         }
@@ -393,7 +407,9 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const T* lse = logsumexp_row<T>(p, band, y + g);
       for (int64_t x = 0; x < at.width; ++x) shift[g * at.stride + x] = lse[x * p.dilation];
     }
-    const Span<T> seen{key_rows, pull_rows, k + rows - 1, 1 - k, k, at.stride, L};
+    const Span<T> seen = seen_by(at, pull, key_rows, y, rows);
+    T* to[GROUP];
+    for (int64_t g = 0; g < rows; ++g) to[g] = out.row(y + g) + at.margin;
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
@@ -423,20 +439,22 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
             const int64_t x = x0 + v * L;
-            V sums[G * N] = {};
+            V sums[G * N];
             if (has_key)
               window_sums<G, N, 1>(seen, at.margin + x - radius + c * at.stride, v * GROUP * window * L, sums);
-            for (int g = 0; g < G; ++g)
-              for (int n = 0; n < N; ++n) {
-                V sum = sums[g * N + n];
-                if (tables.row) {
-                  const bool is_row = c + n < half;
-                  const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
-                  const T* by = (is_row ? by_row : by_col) + g * k * at.stride + x;
-                  for (int64_t t = 0; t < k; ++t) sum += table[t] * load(by + t * at.stride);
-                }
-                store(out.row(y + g) + at.margin + x + (c + n) * at.stride, sum);
+            else
+              for (V& sum : sums) sum = V{};
+            const auto put = [&](int g, int n, T* place) __attribute__((always_inline)) {
+              V sum = sums[g * N + n];
+              if (tables.row) {
+                const bool is_row = c + n < half;
+                const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
+                const T* by = (is_row ? by_row : by_col) + g * k * at.stride + x;
+                for (int64_t t = 0; t < k; ++t) sum += table[t] * load(by + t * at.stride);
               }
+              store(place, sum);
+            };
+            each_sum<G, N>(to, x + c * at.stride, at.stride, put);
           }
         });
       });

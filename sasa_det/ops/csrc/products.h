@@ -167,26 +167,26 @@ inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec
 // lead + s to lead + s + k - 1, of those that there are.
 template <typename T>
 struct Span {
-  const T* const* rows;              // [s], null outside of the map
-  const T* const (*weights)[GROUP];  // [s][g], of the first of k neighbours
-  int64_t count, lead;
-  int64_t k, stride, weight_stride;
-  Fetch* fetch = nullptr;  // what to bring in meanwhile
+  const T* const* rows;  // [s]
+  int64_t begin, end;    // of the rows that lie in the map
+  int64_t lead, k, stride;
+  // Of sum 0, row 0 and its first neighbour, and how far it is to the next of each.
+  const T* weights;
+  int64_t next_sum, next_row, next_neighbour;
 };
 
 // Add to sum[g][n] row s of a span, for the sums FIRST to LAST. The shift goes left where DIRECTION is -1.
 template <int FIRST, int LAST, int DIRECTION, int G, int N, typename T>
 inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t s, int64_t offset,
-                                                   int64_t weight_offset, Vec<T> (&sum)[G][N]) {
+                                                   const T* weights, Vec<T> (&sum)[G][N]) {
   const T* row = span.rows[s] + offset;
-  if (span.fetch) span.fetch->next();
-  const T* weights[G];
-#pragma GCC unroll 4
-  for (int g = FIRST; g <= LAST; ++g) weights[g] = span.weights[s][g] + weight_offset;
-  for (int64_t j = 0; j < span.k; ++j) {
+  // What the next channels will read of it.
+#pragma GCC unroll 16
+  for (int n = 0; n < N; ++n) __builtin_prefetch(row + (N + n) * span.stride);
+  for (int64_t j = 0; j < span.k; ++j, weights += span.next_neighbour) {
     Vec<T> weight[G];
 #pragma GCC unroll 4
-    for (int g = FIRST; g <= LAST; ++g) weight[g] = load(weights[g] + j * span.weight_stride);
+    for (int g = FIRST; g <= LAST; ++g) weight[g] = load(weights + g * span.next_sum);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
       const Vec<T> shifted = load_once(row + n * span.stride + DIRECTION * j);
@@ -197,44 +197,61 @@ inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t 
 }
 
 // Sums over a span, for one vector of pixels and N channels:
-// sums[g * N + n] += sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
+// sums[g * N + n] = sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
+// Meanwhile lines of a map are brought in.
 template <int G, int N, int DIRECTION, typename T>
 __attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset,
-                                           Vec<T>* sums) {
+                                           Vec<T>* sums, Walk* fetching = nullptr) {
   Vec<T> sum[G][N];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[g][n] = sums[g * N + n];
-  const auto add = [&](auto first, auto last, int64_t s) __attribute__((always_inline)) {
-    add_row<first.value, last.value, DIRECTION>(span, s, offset, weight_offset, sum);
+    for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+  const int64_t lead = span.lead, k = span.k;
+  int64_t s = span.begin > 1 - k - lead ? span.begin : 1 - k - lead;
+  const T* weights = span.weights + weight_offset + s * span.next_row;
+  Walk walk;
+  if (fetching) walk = *fetching;
+  // Rows up to a bound, which belong to the sums first to last.
+  const auto until = [&](int64_t bound, auto first, auto last) __attribute__((always_inline)) {
+    if (bound > span.end) bound = span.end;
+    for (; s < bound; ++s, weights += span.next_row) {
+      walk.go_on();
+      add_row<first.value, last.value, DIRECTION>(span, s, offset, weights, sum);
+    }
   };
   const Count<0> top;
   const Count<1> middle;
   const Count<G - 1> bottom;
-  for (int64_t s = 0; s < span.count; ++s) {
-    const int64_t first = span.lead + s > 0 ? span.lead + s : 0;
-    const int64_t last = span.lead + s + span.k < G ? span.lead + s + span.k - 1 : G - 1;
-    if (!span.rows[s] || first > last) continue;
-    if (first == 0 && last == G - 1) {
-      add(top, bottom, s);
-    } else if constexpr (G == 2) {
-      if (first == 0) add(top, top, s);
-      else add(bottom, bottom, s);
-    } else if constexpr (G == 3) {
-      switch (first * 3 + last) {
-        case 0: add(top, top, s); break;
-        case 1: add(top, middle, s); break;
-        case 4: add(middle, middle, s); break;
-        case 5: add(middle, bottom, s); break;
-        case 8: add(bottom, bottom, s); break;
-      }
-    }
+  if (k >= G) {
+    if constexpr (G > 1) until(2 - k - lead, top, top);
+    if constexpr (G > 2) until(3 - k - lead, top, middle);
+    until(1 - lead, top, bottom);
+    if constexpr (G > 2) until(2 - lead, middle, bottom);
+    if constexpr (G > 1) until(G - lead, bottom, bottom);
+  } else if constexpr (G > 1) {  // a row and a sum for each other: k is odd, and 1
+    until(1 - lead, top, top);
+    if constexpr (G > 2) until(2 - lead, middle, middle);
+    until(G - lead, bottom, bottom);
   }
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) sums[g * N + n] = sum[g][n];
+  if (fetching) *fetching = walk;
+}
+
+// Call fn with each row and channel of some sums and where they go, channels a stride apart. Rows are copied
+// first: what fn stores may alias them.
+template <int G, int N, typename T, typename F>
+inline __attribute__((always_inline)) void each_sum(T* const* rows, int64_t offset, int64_t stride, const F& fn) {
+  T* to[G];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) to[g] = rows[g] + offset;
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+    for (int n = 0; n < N; ++n) fn(g, n, to[g] + n * stride);
 }
 
 }  // namespace

@@ -215,6 +215,25 @@ inline void unpack(const Map& map, const Problem& p, const Layout<float>& at, co
   if (p.type == Type::Half) unpack_as<Half>(map, p, at, band, y, rows, factor, from);
 }
 
+// Where to go on with bringing lines of a map into the cache: `lines` of each channel, then a jump to the next.
+struct Walk {
+  static constexpr int64_t LINE = 64;
+  const char* next = nullptr;
+  int64_t left = 0;  // lines of this channel
+  int64_t lines = 0, jump = 0;
+  int64_t each = 0;  // lines at a time
+
+  void go_on() {
+    for (int64_t n = each; n > 0; --n) {
+      __builtin_prefetch(next);
+      next += LINE;
+      if (--left > 0) continue;
+      next += jump;
+      left = lines;
+    }
+  }
+};
+
 // Rows of maps that are brought into the cache a few lines at a time, while something else is computed. Only
 // where a channel's pixels follow each other: elsewhere what lies between them belongs to others.
 class Fetch {
@@ -224,36 +243,34 @@ class Fetch {
   void add(const Map& map, int64_t y, int64_t rows) {
     const int64_t size = p.type == Type::Double ? 8 : p.type == Type::Float ? 4 : 2;
     if (!map.data || rows <= 0 || map.col != 1 || map.row != p.width || p.dilation != 1) return;
-    const int64_t bytes = rows * p.width * size;
+    const int64_t lines = (rows * p.width * size + Walk::LINE - 1) / Walk::LINE;
     const char* first = static_cast<const char*>(map.data) + place(map, p, band, y) * size;
-    streams[count++] = {first, map.channel * size, bytes};
-    lines += p.depth * ((bytes + LINE - 1) / LINE);
+    maps[count++] = {first, lines, lines, map.channel * size - lines * Walk::LINE};
+    total += p.depth * lines;
   }
-  // Spread over so many calls of next().
-  void over(int64_t calls) { each = (lines + calls - 1) / calls; }
-
-  void next() {
-    for (int64_t n = each; n > 0 && stream < count; --n) {
-      const Stream& from = streams[stream];
-      __builtin_prefetch(from.first + channel * from.channel + offset);
-      offset += LINE;
-      if (offset < from.bytes) continue;
-      offset = 0;
-      if (++channel == p.depth) channel = 0, ++stream;
+  // Spread over so many calls of next(), and for each of them so many of go_on().
+  void over(int64_t calls, int64_t steps) {
+    each = (total + calls * steps - 1) / (calls * steps);
+    per_call = each * steps;
+  }
+  // What to bring in next.
+  Walk& next() {
+    if (todo <= 0 && begun < count) {
+      walk = maps[begun++];
+      walk.each = each;
+      todo = p.depth * walk.lines;
     }
+    if (todo <= 0) walk.each = 0;
+    todo -= per_call;
+    return walk;
   }
 
  private:
-  static constexpr int64_t LINE = 64;
-  struct Stream {
-    const char* first;  // of the first channel
-    int64_t channel, bytes;
-  };
   const Problem& p;
   const Band& band;
-  Stream streams[4];
-  int count = 0, stream = 0;
-  int64_t lines = 0, each = 0, channel = 0, offset = 0;
+  Walk maps[4], walk;
+  int count = 0, begun = 0;
+  int64_t total = 0, each = 0, per_call = 0, todo = 0;
 };
 
 }  // namespace
