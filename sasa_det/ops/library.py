@@ -106,8 +106,11 @@ def _below_autograd(*args):
 
 
 def _differentiable(*args):
-    # A Function takes a tenth of a small map's time, even where there is nothing to record.
-    return _LocalAttention.apply(*args) if torch.is_grad_enabled() else _below_autograd(*args)
+    # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
+    # refuses forward-mode differentiation, which goes on without them.
+    if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+        return _LocalAttention.apply(*args)
+    return _below_autograd(*args)
 
 
 class _LocalAttention(torch.autograd.Function):

@@ -48,7 +48,7 @@ def forward(
     output = empty_output(query)
     dtype = compute_dtype(query.dtype)
     logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
-    row, col = _tables(rel_row, dtype), _tables(rel_col, dtype)
+    row, col = _table(rel_row, dtype), _table(rel_col, dtype)
     _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp
 
@@ -66,7 +66,7 @@ def backward(
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
     dtype = compute_dtype(query.dtype)
-    row, col = _tables(rel_row, dtype), _tables(rel_col, dtype)
+    row, col = _table(rel_row, dtype), _table(rel_col, dtype)
     tables = None
     if row is not None:
         # One partial sum for some rows of the map, so that threads share none and the order is fixed.
@@ -88,7 +88,7 @@ def backward(
     return (None, None) if tables is None else sum_table_grads(tables, rel_row)
 
 
-def _tables(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
+def _table(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
     return None if x is None else x.to(dtype).contiguous()
 
 

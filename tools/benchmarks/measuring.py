@@ -125,7 +125,7 @@ def _multiply_adds() -> float:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         flop = sum(pool.map(run, range(torch.get_num_threads())))
         return flop / min(
-            _seconds(lambda: list(pool.map(run, range(torch.get_num_threads())))) for _ in range(10)
+            _seconds(lambda: list(pool.map(run, range(torch.get_num_threads())))) for _ in range(50)
         )
 
 

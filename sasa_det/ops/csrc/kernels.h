@@ -245,8 +245,8 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     fetch.add(p.value, next, entering);
     fetch.add(p.query, y + rows, coming);
     fetch.add(p.output, y, rows);
-    fetch.over(pieces(at), k + rows - 1);
     const Span<T> seen = seen_by(at, tile, value_rows, y, rows);
+    fetch.over(pieces(at), seen.end - seen.begin);
     T* to[GROUP];
     for (int64_t g = 0; g < rows; ++g) to[g] = out.row(y + g) + at.margin;
 
@@ -276,8 +276,8 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
             window_sums<G, N, 1>(seen, at.margin + x0 + v * L - radius + c * at.stride,
                                  v * GROUP * window * L, sums, &fetch.next());
             const V* share = tile.peak + v * GROUP;
-            const auto put = [&](int g, int n, T* place) __attribute__((always_inline)) {
-              store(place, sums[g * N + n] * share[g]);
+            const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
+              store(where, sums[g * N + n] * share[g]);
             };
             each_sum<G, N>(to, x0 + v * L + c * at.stride, at.stride, put);
           }
@@ -373,11 +373,15 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
             for (int64_t v = 0; v < vectors; ++v) {
               const int64_t x = at.margin + x0 + v * L;
               V sums[G * N];
-              window_sums<G, N, -1>(seeing, x + radius + c * at.stride, x, sums);
-              const auto add = [&](int g, int n, T* place) __attribute__((always_inline)) {
-                store(place, load(place) + sums[g * N + n]);
+              const auto get = [&](int g, int n, const T* where) __attribute__((always_inline)) {
+                sums[g * N + n] = load(where);
               };
-              each_sum<G, N>(to, x + c * at.stride, at.stride, add);
+              const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
+                store(where, sums[g * N + n]);
+              };
+              each_sum<G, N>(to, x + c * at.stride, at.stride, get);
+              window_sums<G, N, -1>(seeing, x + radius + c * at.stride, x, sums);
+              each_sum<G, N>(to, x + c * at.stride, at.stride, put);
             }
           });
         }
@@ -444,7 +448,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
               window_sums<G, N, 1>(seen, at.margin + x - radius + c * at.stride, v * GROUP * window * L, sums);
             else
               for (V& sum : sums) sum = V{};
-            const auto put = [&](int g, int n, T* place) __attribute__((always_inline)) {
+            const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
               V sum = sums[g * N + n];
               if (tables.row) {
                 const bool is_row = c + n < half;
@@ -452,7 +456,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
                 const T* by = (is_row ? by_row : by_col) + g * k * at.stride + x;
                 for (int64_t t = 0; t < k; ++t) sum += table[t] * load(by + t * at.stride);
               }
-              store(place, sum);
+              store(where, sum);
             };
             each_sum<G, N>(to, x + c * at.stride, at.stride, put);
           }

@@ -196,9 +196,10 @@ inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t 
   }
 }
 
-// Sums over a span, for one vector of pixels and N channels:
-// sums[g * N + n] = sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
-// Meanwhile lines of a map are brought in.
+// Sums over a span, for one vector of pixels and N channels, with shifts to the left added to what is there:
+// sums[g * N + n] (+)= sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
+// Rows are added one by one, so that the bits do not depend on which of them make a span. Meanwhile lines of a
+// map are brought in.
 template <int G, int N, int DIRECTION, typename T>
 __attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset,
                                            Vec<T>* sums, Walk* fetching = nullptr) {
@@ -206,7 +207,7 @@ __attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, 
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+    for (int n = 0; n < N; ++n) sum[g][n] = DIRECTION > 0 ? Vec<T>{} : sums[g * N + n];
   const int64_t lead = span.lead, k = span.k;
   int64_t s = span.begin > 1 - k - lead ? span.begin : 1 - k - lead;
   const T* weights = span.weights + weight_offset + s * span.next_row;
@@ -241,8 +242,8 @@ __attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, 
   if (fetching) *fetching = walk;
 }
 
-// Call fn with each row and channel of some sums and where they go, channels a stride apart. Rows are copied
-// first: what fn stores may alias them.
+// Call fn with each row and channel of some sums and where they belong, channels a stride apart. Rows are
+// copied first: what fn stores may alias them.
 template <int G, int N, typename T, typename F>
 inline __attribute__((always_inline)) void each_sum(T* const* rows, int64_t offset, int64_t stride, const F& fn) {
   T* to[G];
