@@ -46,7 +46,7 @@ def local_attention(
         rel_row: (num_heads or 1, d/2, k): index t of the last axis is the vector of the row offset
             ``(t - k // 2) * dilation`` of a key against its query, for the first half of each
             head's channels. A first dimension of 1 is shared by the heads.
-        rel_col: As rel_row, for columns and the second half of the channels. Both or neither.
+        rel_col: Of the shape of rel_row, for columns and the second half of the channels. Both or neither.
         kernel_size: Edge k of the window in pixels, odd.
         num_heads: Number of heads that the channels are split into.
         dilation: Distance in pixels between neighbours in a window.
@@ -160,6 +160,11 @@ def _check_tensors(query, key, value, rel_row, rel_col, kernel_size, num_heads) 
                     f'channels, num_heads={num_heads} and kernel_size={kernel_size}, '
                     f'but is {tuple(x.shape)}'
                 )
+        if rel_row.shape != rel_col.shape:
+            raise ValueError(
+                'rel_row and rel_col must both be shared by the heads, or neither, '
+                f'but are {tuple(rel_row.shape)} and {tuple(rel_col.shape)}'
+            )
     for name, x in (('key', key), ('value', value), ('rel_row', rel_row), ('rel_col', rel_col)):
         if x is not None and x.device != query.device:
             raise ValueError(

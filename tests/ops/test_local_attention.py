@@ -45,6 +45,7 @@ def test_refuses_options(options, message):
         ((X, X, X, None, TABLE), r'come together, but rel_row is None'),
         ((X, X, X, TABLE, TABLE[..., :1]), r'rel_col must be \(2 or 1, 2, 3\)'),
         ((X, X, X, TABLE.expand(3, 2, 3), TABLE), r'rel_row must be .* but is \(3, 2, 3\)'),
+        ((X, X, X, TABLE, TABLE.expand(2, 2, 3)), r'both .* \(1, 2, 3\) and \(2, 2, 3\)'),
         ((X, X.to('meta'), X), r'key must be on the device of query, cpu, but is on meta'),
     ],
 )
