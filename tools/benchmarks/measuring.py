@@ -119,14 +119,14 @@ def _multiply_adds() -> float:
     multiply_add.argtypes = (ctypes.c_long, *2 * [ctypes.c_float], ctypes.POINTER(ctypes.c_float))
 
     def run(_) -> float:
-        return multiply_add(10**7, 0.5, 1.0, ctypes.c_float())
+        return multiply_add(10**8, 0.5, 1.0, ctypes.c_float())
 
-    # Threads of Python's: ctypes lets go of its lock.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        flop = sum(pool.map(run, range(torch.get_num_threads())))
-        return flop / min(
-            _seconds(lambda: list(pool.map(run, range(torch.get_num_threads())))) for _ in range(50)
-        )
+    # Threads of Python's: ctypes lets go of its lock. They run for a fifth of a second at a time, since they
+    # may begin on one core.
+    threads = range(torch.get_num_threads())
+    with ThreadPoolExecutor(len(threads)) as pool:
+        flop = sum(pool.map(run, threads))
+        return flop / min(_seconds(lambda: list(pool.map(run, threads))) for _ in range(10))
 
 
 def _copy() -> float:
