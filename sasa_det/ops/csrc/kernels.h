@@ -66,15 +66,18 @@ inline void close_sides(const Layout<T>& at, int64_t x, Vec<T>* row) {
   }
 }
 
-// The packed rows that a group of windows spans, null outside of the map.
-template <typename T>
-inline void span_rows(const Layout<T>& at, const Ring<T>& ring, int64_t y, int64_t rows, const T** out) {
-  for (int64_t u = 0; u < at.k + rows - 1; ++u) {
-    const int64_t row = y - at.radius + u;
-    out[u] = row >= 0 && row < at.height ? ring.row(row) : nullptr;
+// Of the rows that the windows of a group span, those that lie in the map.
+struct Seen {
+  int64_t begin, end;
+
+  template <typename T>
+  Seen(const Layout<T>& at, int64_t y, int64_t rows) {
+    const int64_t above = at.radius - y, below = at.height + above, all = at.k + rows - 1;
+    begin = above > 0 ? above : 0;
+    end = below < all ? below : all;
   }
-  out[at.k + rows - 1] = nullptr;
-}
+  bool has(int64_t u) const { return u >= begin && u < end; }
+};
 
 // What is computed of a tile, for each vector of pixels and row of the group.
 template <typename T>
@@ -94,32 +97,22 @@ struct Logits {
 
 // The rows that the windows of a group span, with what was computed of a tile as their weights.
 template <typename T>
-inline Span<T> seen_by(const Layout<T>& at, const Logits<T>& tile, const T* const* rows, int64_t y,
-                       int64_t group) {
+inline Span<T> weighted(const Layout<T>& at, const Logits<T>& tile, const T* const* rows, const Seen& seen) {
   constexpr int64_t L = Vector<T>::lanes;
-  const int64_t k = at.k, above = at.radius - y, below = at.height - y + at.radius, all = k + group - 1;
-  return {rows,
-          above > 0 ? above : 0,
-          below < all ? below : all,
-          1 - k,
-          k,
-          at.stride,
-          reinterpret_cast<const T*>(tile.logits),
-          (k * k - k) * L,
-          k * L,
-          L};
+  const int64_t k = at.k;
+  const T* weights = reinterpret_cast<const T*>(tile.logits);
+  return {rows, seen.begin, seen.end, 1 - k, k, at.stride, weights, (k * k - k) * L, k * L, L};
 }
 
 // out[g][i][j] = bias[g] + a[g] . rows[i + g] shifted by j, for a tile and the windows of G rows. What lies in
 // no row of the map is left as it is.
 template <int G, typename T>
-inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* rows, int64_t offset,
-                        const Vec<T>* bias, Vec<T>* out, Vec<T>* peak, int64_t vectors) {
+inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* rows, const Seen& seen,
+                        int64_t offset, const Vec<T>* bias, Vec<T>* out, Vec<T>* peak, int64_t vectors) {
   const int64_t k = at.k;
-  for (int64_t u = 0; u < k + G - 1; ++u) {
-    if (!rows[u]) continue;
+  for (int64_t u = seen.begin; u < seen.end; ++u) {
     const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
-    const T* soon = rows[u + 1] ? rows[u + 1] : rows[u];
+    const T* soon = rows[u + 1 < seen.end ? u + 1 : u];
     const Vec<T>* own = bias + first * 2 * k;
     as_group(last - first + 1, [&](auto count) {
       if constexpr (count.value > G) return;
@@ -149,10 +142,11 @@ inline Vec<T> largest(const Vec<T>* x, int64_t n) {
   return peak[0];
 }
 
-// The logits of a tile's windows, and the largest of each: of G rows from y on, whose queries are q.
+// The logits of a tile's windows, and the largest of each: of G rows, whose queries are q.
 template <int G, typename T>
-inline void tile_logits(const Problem& p, const Layout<T>& at, const Tables<T>& tables, int64_t y, int64_t x0,
-                        int64_t vectors, const T* const* q, const T* const* key_rows, const Logits<T>& to) {
+inline void tile_logits(const Problem& p, const Layout<T>& at, const Tables<T>& tables, int64_t x0,
+                        int64_t vectors, const T* const* q, const T* const* key_rows, const Seen& seen,
+                        const Logits<T>& to) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
   const int64_t k = at.k, half = at.depth / 2, window = k * k;
@@ -167,18 +161,18 @@ inline void tile_logits(const Problem& p, const Layout<T>& at, const Tables<T>& 
     for (int g = 0; g < G; ++g) to.peak[v * GROUP + g] = splat<T>(-__builtin_inf());
   }
   if (p.key.data)
-    window_dots<G>(at, q, key_rows, at.margin + x0 - at.radius, to.bias, to.logits, to.peak, vectors);
+    window_dots<G>(at, q, key_rows, seen, at.margin + x0 - at.radius, to.bias, to.logits, to.peak, vectors);
 
   // Outside of the map, and everywhere where there is no key, logits are the bias of row and column, or closed.
   const bool at_sides = p.mask && (x0 < at.radius || x0 + vectors * L + at.radius > at.width);
-  const bool inside = p.key.data && y >= at.radius && y + G - 1 + at.radius < at.height;
+  const bool inside = p.key.data && seen.has(0) && seen.has(k + G - 2);
   if (inside && !at_sides) return;
   for (int64_t v = 0; v < vectors; ++v)
     for (int64_t g = 0; g < G; ++g) {
       V* own = to.logits + (v * GROUP + g) * window;
       const V* bias = to.bias + (v * GROUP + g) * 2 * k;
       for (int64_t i = 0; i < k; ++i) {
-        const bool outside = y + g + i < at.radius || y + g + i - at.radius >= at.height;
+        const bool outside = !seen.has(g + i);
         if (!p.key.data || outside)
           for (int64_t j = 0; j < k; ++j)
             own[i * k + j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[k + j];
@@ -235,8 +229,9 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     pack(p.value, p, at, band, next, end - next, T(1), values);
     pack(p.query, p, at, band, y, rows, T(p.scale * LOG2_E), queries);
     next = end;
-    if (has_key) span_rows(at, keys, y, rows, key_rows);
-    span_rows(at, values, y, rows, value_rows);
+    const Seen seen(at, y, rows);
+    if (has_key) keys.point(y - radius + seen.begin, seen.end - seen.begin, 0, key_rows + seen.begin);
+    values.point(y - radius + seen.begin, seen.end - seen.begin, 0, value_rows + seen.begin);
     // What the next group will read, and where this one will write.
     Fetch fetch(p, band);
     const int64_t coming = band.last - y - rows < GROUP ? band.last - y - rows : GROUP;
@@ -245,17 +240,17 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     fetch.add(p.value, next, entering);
     fetch.add(p.query, y + rows, coming);
     fetch.add(p.output, y, rows);
-    const Span<T> seen = seen_by(at, tile, value_rows, y, rows);
     fetch.over(pieces(at), seen.end - seen.begin);
+    const Span<T> window_values = weighted(at, tile, value_rows, seen);
     T* to[GROUP];
-    for (int64_t g = 0; g < rows; ++g) to[g] = out.row(y + g) + at.margin;
+    out.point(y, rows, at.margin, to);
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
       by_tiles(at, [&](int64_t x0, int64_t vectors) {
         const T* here[G];
-        for (int g = 0; g < G; ++g) here[g] = queries.row(y + g) + at.margin + x0;
-        tile_logits<G>(p, at, tables, y, x0, vectors, here, key_rows, tile);
+        queries.point(y, G, at.margin + x0, here);
+        tile_logits<G>(p, at, tables, x0, vectors, here, key_rows, seen, tile);
         for (int64_t v = 0; v < vectors; ++v)
           for (int g = 0; g < G; ++g) {
             const V peak = tile.peak[v * GROUP + g];
@@ -273,7 +268,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
             V sums[G * N];
-            window_sums<G, N, 1>(seen, at.margin + x0 + v * L - radius + c * at.stride,
+            window_sums<G, N, 1>(window_values, at.margin + x0 + v * L - radius + c * at.stride,
                                  v * GROUP * window * L, sums, &fetch.next());
             const V* share = tile.peak + v * GROUP;
             const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
@@ -355,7 +350,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   // Add to the gradients of keys or values what the queries of a group add.
   auto spread = [&](int64_t y, int64_t rows, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
     const T* map_rows[GROUP];
-    for (int64_t g = 0; g < rows; ++g) map_rows[g] = maps.row(y + g);
+    maps.point(y, rows, 0, map_rows);
     const int64_t top = y - radius;
     const int64_t last = y + rows + radius < band.last ? y + rows + radius : band.last;
     by_tiles(at, [&](int64_t x0, int64_t vectors) {
@@ -367,7 +362,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           const Span<T> seeing{map_rows, 0, rows, top - row, k, at.stride, pairs + (row - top) * down,
                                down, at.pair_row() - down, at.stride};
           T* to[GROUP];
-          for (int64_t g = 0; g < wide; ++g) to[g] = results.row(row + g);
+          results.point(row, wide, 0, to);
           as_group(wide, [&](auto group) {
             constexpr int G = group.value;
             for (int64_t v = 0; v < vectors; ++v) {
@@ -405,30 +400,30 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       if (has_key) clear(key_grads.row(next), at.map_row());
       clear(value_grads.row(next), at.map_row());
     }
-    if (has_key) span_rows(at, keys, y, rows, key_rows);
-    span_rows(at, values, y, rows, value_rows);
+    const Seen seen(at, y, rows);
+    if (has_key) keys.point(y - radius + seen.begin, seen.end - seen.begin, 0, key_rows + seen.begin);
+    values.point(y - radius + seen.begin, seen.end - seen.begin, 0, value_rows + seen.begin);
     for (int64_t g = 0; g < rows; ++g) {
       const T* lse = logsumexp_row<T>(p, band, y + g);
       for (int64_t x = 0; x < at.width; ++x) shift[g * at.stride + x] = lse[x * p.dilation];
     }
-    const Span<T> seen = seen_by(at, pull, key_rows, y, rows);
+    const Span<T> window_keys = weighted(at, pull, key_rows, seen);
     T* to[GROUP];
-    for (int64_t g = 0; g < rows; ++g) to[g] = out.row(y + g) + at.margin;
+    out.point(y, rows, at.margin, to);
 
     as_group(rows, [&](auto group) {
       constexpr int G = group.value;
       by_tiles(at, [&](int64_t x0, int64_t vectors) {
         const T *here[G], *grad_here[G];
-        for (int g = 0; g < G; ++g) {
-          here[g] = queries.row(y + g) + at.margin + x0;
-          grad_here[g] = grads.row(y + g) + at.margin + x0;
+        queries.point(y, G, at.margin + x0, here);
+        grads.point(y, G, at.margin + x0, grad_here);
+        for (int g = 0; g < G; ++g)
           for (int64_t i = 0; i < k; ++i)
-            for (int64_t v = 0; !value_rows[g + i] && v < vectors; ++v)
+            for (int64_t v = 0; !seen.has(g + i) && v < vectors; ++v)
               clear(reinterpret_cast<T*>(pull.logits + (v * GROUP + g) * window + i * k), k * L);
-        }
-        tile_logits<G>(p, at, tables, y, x0, vectors, here, key_rows, tile);
-        window_dots<G, T>(at, grad_here, value_rows, at.margin + x0 - radius, pull.bias, pull.logits, nullptr,
-                          vectors);
+        tile_logits<G>(p, at, tables, x0, vectors, here, key_rows, seen, tile);
+        window_dots<G, T>(at, grad_here, value_rows, seen, at.margin + x0 - radius, pull.bias, pull.logits,
+                          nullptr, vectors);
         for (int64_t v = 0; v < vectors; ++v)
           for (int g = 0; g < G; ++g) {
             const int64_t x = x0 + v * L, n = v * GROUP + g, place = g * at.pair_row() + at.margin + x - radius;
@@ -445,7 +440,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
             const int64_t x = x0 + v * L;
             V sums[G * N];
             if (has_key)
-              window_sums<G, N, 1>(seen, at.margin + x - radius + c * at.stride, v * GROUP * window * L, sums);
+              window_sums<G, N, 1>(window_keys, at.margin + x - radius + c * at.stride, v * GROUP * window * L,
+                                   sums);
             else
               for (V& sum : sums) sum = V{};
             const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {

@@ -8,7 +8,8 @@ namespace {
 
 // Rows of queries that advance together.
 constexpr int GROUP = 3;
-constexpr int64_t LARGEST_SPAN = 128 + GROUP;  // rows that stack buffers are made for
+// Rows that stack buffers are made for: those that the windows of a group span, up to kernel_size 127, and more.
+constexpr int64_t LARGEST_SPAN = 128 + GROUP;
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -134,6 +135,12 @@ struct Ring {
   T* data;
   int64_t rows, row_size;
   T* row(int64_t y) const { return data + y % rows * row_size; }
+
+  // Where some rows from y on are, at an offset into each.
+  template <typename Pointer>
+  void point(int64_t y, int64_t count, int64_t offset, Pointer* to) const {
+    for (int64_t n = 0; n < count; ++n) to[n] = row(y + n) + offset;
+  }
 };
 
 // Where the first channel of row y of a band is in a map, in elements.
@@ -151,7 +158,7 @@ inline void each_row(const Map& map, const Problem& p, const Layout<T>& at, cons
   S* first = static_cast<S*>(map.data) + place(map, p, band, y);
   const int64_t step = map.col * p.dilation, down = map.row * p.dilation;
   T* packed[LARGEST_SPAN];
-  for (int64_t r = 0; r < rows; ++r) packed[r] = ring.row(y + r) + at.margin;
+  ring.point(y, rows, at.margin, packed);
   if (map.channel == 1 && step != 1) {
     for (int64_t r = 0; r < rows; ++r) pixels(first + r * down, packed[r], step);
     return;
