@@ -84,13 +84,18 @@ def projected_attention(
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
     # What follows a graph through does not see into an autograd.Function, nor into an `out=`.
-    followed = torch.jit.is_tracing() or _is_compiling()
+    followed = torch.jit.is_tracing() or _is_compiling() or _is_transformed()
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and not followed and options['backend'] != 'reference':
         return _ProjectedAttention.apply(*inputs, len(weights), options)
     y = (project if followed or learns else _project_anew)(x, weight, bias)
     query, key, value = _split(y, len(weights))
     return local_attention(query, key, value, rel_row, rel_col, **options)
+
+
+def _is_transformed() -> bool:
+    # By torch.func's vmap, grad and their kin.
+    return torch._C._are_functorch_transforms_active()
 
 
 def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

@@ -56,6 +56,15 @@ def test_frozen_parameters_and_inputs_get_none():
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize('learns', [True, False])
+def test_vmap_sees_through_it(learns):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2)
+    x = torch.randn(3, 2, 8, 5, 6)
+    with torch.set_grad_enabled(learns):
+        torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack([layer(y) for y in x]))
+
+
 def test_autocast_computes_low_and_gives_the_parameters_types():
     torch.manual_seed(0)
     layer = LocalSelfAttention2d(16, kernel_size=5, num_heads=2, bias=True)
