@@ -6,8 +6,9 @@
 
 Shapes are those of RetinaNet-R50 at 1333 x 800, and P2, four times P3, which RetinaNet has not. Before
 anything is timed, every subject's result and gradients are compared with the reference's on a small map.
-Subjects take turns, round by round, in one process; figures are medians, and ratios are of them, against
-the 3x3 convolution. Extra peak memory is measured in a process for each.
+Subjects, and numbers of threads where there are several, take turns, round by round, in one process; figures
+are medians, and ratios are of them, against the 3x3 convolution by as many threads. Extra peak memory is
+measured in a process for each.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
 `eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
@@ -17,8 +18,10 @@ where it is asked for, since it compiles for minutes. Writes OUT.json and OUT.md
 """
 
 import argparse
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Callable
 
 import torch
 from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
@@ -31,6 +34,7 @@ TITLES = {
     'shape': '{shape}',
     'batch': '{batch}',
     'k': '{kernel_size}',
+    'threads': '{threads}',
     'subject': '{subject}',
     'forward ms': '{forward_ms:.2f}',
     '/ conv': '{forward_ratio:.2f}',
@@ -43,6 +47,13 @@ TITLES = {
 }
 
 
+def by_threads(threads: int, call: Callable) -> None:
+    """Call, with so many threads of torch's."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    call()
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -52,13 +63,14 @@ def main() -> None:
     parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
     parser.add_argument('--batches', nargs='+', type=int, default=[1])
     parser.add_argument('--subjects', nargs='+', default=SUBJECTS[:-1], choices=SUBJECTS)
-    parser.add_argument('--threads', type=int, help="default: torch's")
+    parser.add_argument(
+        '--threads', nargs='+', type=int, default=[torch.get_num_threads()], help="default: torch's"
+    )
     parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
     parser.add_argument('--memory-of', metavar='SUBJECT', help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads[0])
     names = ['conv3x3', *(name for name in options.subjects if name != 'conv3x3')]
     cases = [
         (shape, batch, kernel_size)
@@ -77,23 +89,34 @@ def main() -> None:
 
     for name, kernel_size in product(names, options.kernel_sizes):
         Subject(name, (2, 32, 13, 21), kernel_size).check(1e-5)
-    machine = describe_machine()
+    machines = {}
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        machines[threads] = machine = describe_machine()
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
         for case in progress.track(cases, description='Timing'):
             shape = (case[1], *SIZES[case[0]])
             subjects = {each: Subject(each, shape, case[2]) for each in names}
             times = take_turns(
-                {each: dict(forward=x.forward, both=x.both) for each, x in subjects.items()},
+                {
+                    (threads, each): dict(
+                        forward=partial(by_threads, threads, x.forward),
+                        both=partial(by_threads, threads, x.both),
+                    )
+                    for threads, (each, x) in product(options.threads, subjects.items())
+                },
                 options.seconds,
             )
             del subjects
-            for each in names:
-                row = as_row(case, each, shape, times, machine)
+            for threads, each in times:
+                own = {name: times[threads, name] for name in names}
+                row = as_row(case, each, shape, own, machines[threads])
+                row['threads'] = threads
                 row['extra_mb'] = (
                     in_own_process(
                         '--memory-of', each, '--shapes', case[0], '--batches', case[1],
-                        '--kernel-sizes', case[2], '--threads', torch.get_num_threads(),
+                        '--kernel-sizes', case[2], '--threads', threads,
                     )
                     / 2**20
                 )  # fmt: skip

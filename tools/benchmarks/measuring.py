@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ def describe_machine() -> dict:
 
     Raises:
         FileNotFoundError: There is no C++ compiler; CXX may name it.
+        subprocess.CalledProcessError: It does not compile fma_peak.cpp.
     """
     processor = platform.processor()
     if Path('/proc/cpuinfo').exists():
@@ -109,7 +111,7 @@ def _multiply_adds() -> float:
         library = Path(folder) / 'fma_peak.so'
         subprocess.run(
             [
-                os.environ.get('CXX', 'c++'), '-O3', '-march=native', '-shared', '-fPIC',
+                *shlex.split(os.environ.get('CXX', 'c++')), '-O3', '-march=native', '-shared', '-fPIC',
                 f'-DVECTOR_BYTES={vector_bytes}', Path(__file__).with_name('fma_peak.cpp'), '-o', library,
             ],
             check=True,
