@@ -146,7 +146,7 @@ class _ProjectedAttention(torch.autograd.Function):
             options[name]
             for name in ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
         )
-        output, logsumexp = torch.ops.sasa_det.local_attention(
+        output, logsumexp = torch.ops.sasa_det.local_attention.default(
             *_split(y, parts), rel_row, rel_col, *ctx.options
         )
         ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
@@ -164,7 +164,7 @@ class _ProjectedAttention(torch.autograd.Function):
             y = _project_anew(x, weight, bias).to(map_dtype)
             # Of queries, keys and values together, as the projection's backward takes them.
             grad_y = empty_output(y)
-            tables = torch.ops.sasa_det.local_attention_backward_into(
+            tables = torch.ops.sasa_det.local_attention_backward_into.default(
                 grad,
                 *_split(y, ctx.parts),
                 *(_to(each, map_dtype) for each in inputs[3:]),

@@ -47,11 +47,7 @@ def output_format(like: Tensor) -> torch.memory_format:
 
 def empty_output(like: Tensor) -> Tensor:
     """Allocate a result of the shape, type and device of ``like``, laid out by `output_format`."""
-    return with_huge_pages(
-        torch.empty(
-            like.shape, dtype=like.dtype, device=like.device, memory_format=output_format(like)
-        )
-    )
+    return with_huge_pages(torch.empty_like(like, memory_format=output_format(like)))
 
 
 def sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
@@ -64,9 +60,8 @@ def sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
     Returns:
         The gradients of rel_row and rel_col.
     """
-    total = partial.sum((0, 2))
-    if table.shape[0] == 1:
-        total = total.sum(0, keepdim=True)
+    over = (0, 1, 2) if table.shape[0] == 1 else (0, 2)
+    total = partial.sum(over, keepdim=True)[0, :, 0]
     # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
     return tuple(
         x.to(table.dtype).clone(memory_format=torch.contiguous_format) for x in total.unbind(1)

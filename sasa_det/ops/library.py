@@ -102,7 +102,7 @@ def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
 
 def _below_autograd(*args):
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.sasa_det.local_attention(*args)
+        return torch.ops.sasa_det.local_attention.default(*args)
 
 
 def _differentiable(*args):
@@ -127,7 +127,7 @@ class _LocalAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
         inputs = ctx.saved_tensors
-        grads = torch.ops.sasa_det.local_attention_backward(grad, *inputs, *ctx.options)
+        grads = torch.ops.sasa_det.local_attention_backward.default(grad, *inputs, *ctx.options)
         grads = (None if x is None else g for x, g in zip(inputs, grads))
         return (*grads, *(None for _ in ctx.options))
 
@@ -141,7 +141,7 @@ def _autocast(device_type: str):
             for x in (query, key, value, rel_row, rel_col)
         )
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.sasa_det.local_attention(*inputs, *options)
+            return torch.ops.sasa_det.local_attention.default(*inputs, *options)
 
     return cast_and_call
 

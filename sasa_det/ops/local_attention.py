@@ -78,7 +78,8 @@ def local_attention(
     window = Window(int(kernel_size), int(num_heads), int(dilation), border, float(scale))
     if backend == 'reference':
         return local_attention_reference(query, key, value, rel_row, rel_col, window)
-    return torch.ops.sasa_det.local_attention(
+    # The overload: its packet would look for it at each call.
+    return torch.ops.sasa_det.local_attention.default(
         query, key, value, rel_row, rel_col, *window, backend
     )[0]
 

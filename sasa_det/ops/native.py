@@ -47,7 +47,8 @@ def forward(
     """
     output = empty_output(query)
     dtype = compute_dtype(query.dtype)
-    logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
+    batch, _, height, width = query.shape
+    logsumexp = torch.empty((batch, window.num_heads, height, width), dtype=dtype)
     row, col = _table(rel_row, dtype), _table(rel_col, dtype)
     _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp
@@ -89,7 +90,10 @@ def backward(
 
 
 def _table(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
-    return None if x is None else x.to(dtype).contiguous()
+    # A small map takes little longer than calls that change nothing.
+    if x is None or (x.dtype == dtype and x.is_contiguous()):
+        return x
+    return x.to(dtype).contiguous()
 
 
 def _options(query: Tensor, window: Window) -> tuple:
