@@ -8,7 +8,8 @@ Shapes are those of RetinaNet-R50 at 1333 x 800, and P2, four times P3, which Re
 anything is timed, every subject's result and gradients are compared with the reference's on a small map.
 Subjects, and numbers of threads where there are several, take turns, round by round, in one process; figures
 are medians, and ratios are of them, against the 3x3 convolution by as many threads. Extra peak memory is
-measured in a process for each.
+measured in a process for each. A turn is one call, which finds the caches as other subjects left them, or
+with --turn as many as take so long, of which most find what the call before left.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
 `eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
@@ -67,6 +68,9 @@ def main() -> None:
         '--threads', nargs='+', type=int, default=[torch.get_num_threads()], help="default: torch's"
     )
     parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
+    parser.add_argument(
+        '--turn', type=float, default=0, metavar='SECONDS', help='default: one call'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
     parser.add_argument('--memory-of', metavar='SUBJECT', help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -107,6 +111,7 @@ def main() -> None:
                     for threads, (each, x) in product(options.threads, subjects.items())
                 },
                 options.seconds,
+                turn=options.turn,
             )
             del subjects
             for threads, each in times:

@@ -149,6 +149,7 @@ def take_turns(
     least: int = 3,
     clock: Callable = _seconds,
     most: float = float('inf'),
+    turn: float = 0,
 ) -> Dict[str, Dict[str, float]]:
     """Time subjects round by round, so that a machine's moods meet all of them.
 
@@ -158,6 +159,8 @@ def take_turns(
         least: Number of rounds that no subject leaves.
         clock: Calls what it is given and returns how many seconds that took.
         most: Number of rounds after which all leave.
+        turn: Seconds for which a call is repeated before the next has its turn; 0 for one call, which finds
+            the caches as the others left them.
 
     Returns:
         Median seconds by the same names.
@@ -173,9 +176,11 @@ def take_turns(
             if rounds >= least and spent[name] >= seconds:
                 continue
             for measure, call in calls.items():
-                passed = clock(call)
-                times[name][measure].append(passed)
-                spent[name] += passed
+                own = [clock(call)]
+                while sum(own) < turn:
+                    own.append(clock(call))
+                times[name][measure] += own
+                spent[name] += sum(own)
         rounds += 1
     return {
         name: {measure: statistics.median(values) for measure, values in measures.items()}
