@@ -48,7 +48,10 @@ def forward(
     output = empty_output(query)
     dtype = compute_dtype(query.dtype)
     batch, _, height, width = query.shape
-    logsumexp = torch.empty((batch, window.num_heads, height, width), dtype=dtype)
+    # The device is said, as torch.set_default_device may say another.
+    logsumexp = torch.empty(
+        (batch, window.num_heads, height, width), dtype=dtype, device=query.device
+    )
     row, col = _table(rel_row, dtype), _table(rel_col, dtype)
     _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp

@@ -175,3 +175,17 @@ def test_refuses_forward_mode_differentiation(mode):
         query = forward_ad.make_dual(query, torch.ones_like(query))
         with pytest.raises(NotImplementedError, match='jvp'):
             local_attention(query, *others, **Case().options)
+
+
+@fused
+def test_a_trace_computes_where_its_input_is(backend):
+    query = torch.randn(1, 8, 5, 6)
+
+    def attend(query):
+        return local_attention(query, query, query, kernel_size=3, num_heads=2, backend=backend)
+
+    traced = torch.jit.trace(attend, query)
+    # A trace calls the operator from C++, where nothing takes torch.device off.
+    with torch.inference_mode(), torch.device('meta'):
+        result = traced(query)
+    torch.testing.assert_close(result, attend(query))
