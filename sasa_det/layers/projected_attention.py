@@ -94,7 +94,7 @@ def projected_attention(
 
 
 def _is_transformed() -> bool:
-    # By torch.func's vmap, grad and their kin.
+    # By torch.func's vmap; grad and its kin go no further than the operator, which refuses them.
     return torch._C._are_functorch_transforms_active()
 
 

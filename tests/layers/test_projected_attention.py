@@ -62,7 +62,13 @@ def test_vmap_sees_through_it(learns):
     layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2)
     x = torch.randn(3, 2, 8, 5, 6)
     with torch.set_grad_enabled(learns):
-        torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack([layer(y) for y in x]))
+        result, truth = torch.func.vmap(layer)(x), torch.stack([layer(y) for y in x])
+    torch.testing.assert_close(result, truth)
+    if learns:
+        leaves, cotangent = list(layer.parameters()), torch.randn_like(truth)
+        expected = torch.autograd.grad(truth, leaves, cotangent)
+        for grad, own in zip(torch.autograd.grad(result, leaves, cotangent), expected):
+            torch.testing.assert_close(grad, own, rtol=1e-4, atol=1e-4)
 
 
 def test_autocast_computes_low_and_gives_the_parameters_types():
