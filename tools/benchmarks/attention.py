@@ -96,7 +96,12 @@ def main() -> None:
     machines = {}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        machines[threads] = machine = describe_machine()
+        machines[threads] = describe_machine()
+    machine = {
+        key: value if len(set(values)) == 1 else values
+        for key, value in machines[threads].items()
+        for values in [[each[key] for each in machines.values()]]
+    }
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
         for case in progress.track(cases, description='Timing'):

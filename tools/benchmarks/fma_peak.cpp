@@ -13,7 +13,7 @@ extern "C" double multiply_add(long rounds, float factor, float term, float* res
 #pragma GCC unroll 16
     for (int n = 0; n < CHAINS; ++n) sums[n] = sums[n] * factor + term;
   for (int n = 1; n < CHAINS; ++n) sums[0] += sums[n];
-  *result = 0;
+  *result = 0;  // every lane goes into it, or a compiler may compute but the one that does
   for (unsigned lane = 0; lane < VECTOR_BYTES / sizeof(float); ++lane) *result += sums[0][lane];
   return 2.0 * rounds * CHAINS * (VECTOR_BYTES / sizeof(float));
 }

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Dict, List
+from typing import Callable, Dict, Hashable, List
 
 import torch
 
@@ -144,13 +144,13 @@ def _seconds(function: Callable) -> float:
 
 
 def take_turns(
-    subjects: Dict[str, Dict[str, Callable]],
+    subjects: Dict[Hashable, Dict[str, Callable]],
     seconds: float,
     least: int = 3,
     clock: Callable = _seconds,
     most: float = float('inf'),
     turn: float = 0,
-) -> Dict[str, Dict[str, float]]:
+) -> Dict[Hashable, Dict[str, float]]:
     """Time subjects round by round, so that a machine's moods meet all of them.
 
     Args:
@@ -176,11 +176,13 @@ def take_turns(
             if rounds >= least and spent[name] >= seconds:
                 continue
             for measure, call in calls.items():
-                own = [clock(call)]
-                while sum(own) < turn:
-                    own.append(clock(call))
-                times[name][measure] += own
-                spent[name] += sum(own)
+                passed = 0.0
+                while True:
+                    times[name][measure].append(clock(call))
+                    passed += times[name][measure][-1]
+                    if passed >= turn:
+                        break
+                spent[name] += passed
         rounds += 1
     return {
         name: {measure: statistics.median(values) for measure, values in measures.items()}
