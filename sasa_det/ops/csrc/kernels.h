@@ -68,15 +68,21 @@ inline void close_sides(const Layout<T>& at, int64_t x, Vec<T>* row) {
 
 // Of the rows that the windows of a group span, those that lie in the map.
 struct Seen {
-  int64_t begin, end;
+  int64_t top, begin, end;
 
   template <typename T>
-  Seen(const Layout<T>& at, int64_t y, int64_t rows) {
-    const int64_t above = at.radius - y, below = at.height + above, all = at.k + rows - 1;
-    begin = above > 0 ? above : 0;
+  Seen(const Layout<T>& at, int64_t y, int64_t rows) : top(y - at.radius) {
+    const int64_t below = at.height - top, all = at.k + rows - 1;
+    begin = top < 0 ? -top : 0;
     end = below < all ? below : all;
   }
   bool has(int64_t u) const { return u >= begin && u < end; }
+
+  // Where they are in a ring.
+  template <typename T>
+  void point(const Ring<T>& ring, const T** to) const {
+    ring.point(top + begin, end - begin, 0, to + begin);
+  }
 };
 
 // What is computed of a tile, for each vector of pixels and row of the group.
@@ -230,8 +236,8 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     pack(p.query, p, at, band, y, rows, T(p.scale * LOG2_E), queries);
     next = end;
     const Seen seen(at, y, rows);
-    if (has_key) keys.point(y - radius + seen.begin, seen.end - seen.begin, 0, key_rows + seen.begin);
-    values.point(y - radius + seen.begin, seen.end - seen.begin, 0, value_rows + seen.begin);
+    if (has_key) seen.point(keys, key_rows);
+    seen.point(values, value_rows);
     // What the next group will read, and where this one will write.
     Fetch fetch(p, band);
     const int64_t coming = band.last - y - rows < GROUP ? band.last - y - rows : GROUP;
@@ -401,8 +407,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       clear(value_grads.row(next), at.map_row());
     }
     const Seen seen(at, y, rows);
-    if (has_key) keys.point(y - radius + seen.begin, seen.end - seen.begin, 0, key_rows + seen.begin);
-    values.point(y - radius + seen.begin, seen.end - seen.begin, 0, value_rows + seen.begin);
+    if (has_key) seen.point(keys, key_rows);
+    seen.point(values, value_rows);
     for (int64_t g = 0; g < rows; ++g) {
       const T* lse = logsumexp_row<T>(p, band, y + g);
       for (int64_t x = 0; x < at.width; ++x) shift[g * at.stride + x] = lse[x * p.dilation];
