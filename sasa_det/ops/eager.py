@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output
+from .geometry import Window, compute_dtype, empty_logsumexp, empty_output
 
 # Edge of a square tile of queries, and the bytes that one chunk's logits may take.
 TILE = 4
@@ -47,7 +47,7 @@ def forward(
     """
     dtype = compute_dtype(query.dtype)
     output = empty_output(query)
-    logsumexp = query.new_empty((query.shape[0], window.num_heads, *query.shape[2:]), dtype=dtype)
+    logsumexp = empty_logsumexp(query, window.num_heads)
     row, col = _tables(rel_row, rel_col, window, dtype)
     for phase in _phases(window.dilation_in(*query.shape[2:])):
         q_map, k_map, v_map, out_map, lse_map = (

@@ -50,6 +50,12 @@ def empty_output(like: Tensor) -> Tensor:
     return with_huge_pages(torch.empty_like(like, memory_format=output_format(like)))
 
 
+def empty_logsumexp(query: Tensor, num_heads: int) -> Tensor:
+    """Allocate what a forward keeps for the backward: (B, num_heads, H, W) in the compute type."""
+    batch, _, height, width = query.shape
+    return query.new_empty((batch, num_heads, height, width), dtype=compute_dtype(query.dtype))
+
+
 def sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
     """Sum the gradients of relative positions that parts of a map gave, as the positions are shared.
 

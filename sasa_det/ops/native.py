@@ -5,7 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output, sum_table_grads
+from .geometry import Window, compute_dtype, empty_logsumexp, empty_output, sum_table_grads
 
 try:
     from . import _native
@@ -46,12 +46,8 @@ def forward(
     But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
     """
     output = empty_output(query)
+    logsumexp = empty_logsumexp(query, window.num_heads)
     dtype = compute_dtype(query.dtype)
-    batch, _, height, width = query.shape
-    # The device is said, as torch.set_default_device may say another.
-    logsumexp = torch.empty(
-        (batch, window.num_heads, height, width), dtype=dtype, device=query.device
-    )
     row, col = _table(rel_row, dtype), _table(rel_col, dtype)
     _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
     return output, logsumexp

@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_output, sum_table_grads
+from .geometry import Window, empty_logsumexp, empty_output, sum_table_grads
 
 # What the kernels are compiled and tested for.
 _LARGEST_KERNEL = 31
@@ -153,8 +153,7 @@ def forward(
     But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
     """
     output = empty_output(query)
-    shape = (query.shape[0], window.num_heads, *query.shape[2:])
-    logsumexp = query.new_empty(shape, dtype=compute_dtype(query.dtype))
+    logsumexp = empty_logsumexp(query, window.num_heads)
     if query.numel():
         forward_launch(query, key, value, rel_row, rel_col, output, logsumexp, window).run()
     return output, logsumexp
