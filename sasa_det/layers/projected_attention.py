@@ -93,11 +93,6 @@ def projected_attention(
     return local_attention(query, key, value, rel_row, rel_col, **options)
 
 
-def _is_transformed() -> bool:
-    # By torch.func's vmap; grad and its kin go no further than the operator, which refuses them.
-    return torch._C._are_functorch_transforms_active()
-
-
 def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """Project as `project` does, out of autograd's sight and into huge pages where that is faster."""
     # torch < 2.4 cannot count the FLOPs of an `out=`, and names autocast's state otherwise.
@@ -135,6 +130,11 @@ def _is_compiling() -> bool:
     if hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling'):
         return torch.compiler.is_compiling()
     return torch._dynamo.is_compiling()  # torch < 2.3
+
+
+def _is_transformed() -> bool:
+    # By torch.func's vmap; grad and its kin go no further than the operator, which refuses them.
+    return torch._C._are_functorch_transforms_active()
 
 
 class _ProjectedAttention(torch.autograd.Function):
