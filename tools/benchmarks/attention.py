@@ -50,8 +50,7 @@ TITLES = {
 
 def by_threads(threads: int, call: Callable) -> None:
     """Call, with so many threads of torch's."""
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     call()
 
 
@@ -98,9 +97,8 @@ def main() -> None:
         torch.set_num_threads(threads)
         machines[threads] = describe_machine()
     machine = {
-        key: value if len(set(values)) == 1 else values
-        for key, value in machines[threads].items()
-        for values in [[each[key] for each in machines.values()]]
+        key: values[0] if len(set(values)) == 1 else values
+        for key, *values in zip(machines[threads], *(each.values() for each in machines.values()))
     }
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
