@@ -6,10 +6,11 @@
 
 Shapes are those of RetinaNet-R50 at 1333 x 800, and P2, four times P3, which RetinaNet has not. Before
 anything is timed, every subject's result and gradients are compared with the reference's on a small map.
-Subjects, and numbers of threads where there are several, take turns, round by round, in one process; figures
-are medians, and ratios are of them, against the 3x3 convolution by as many threads. Extra peak memory is
-measured in a process for each. A turn is one call, which finds the caches as other subjects left them, or
-with --turn as many as take so long, of which most find what the call before left.
+Subjects, and numbers of threads where there are several, take turns, round by round, in one process; with
+--together so do shapes, windows and batches. Figures are medians, and ratios are of them, against the 3x3
+convolution by as many threads. Extra peak memory is measured in a process for each. A turn is one call, which
+finds the caches as other subjects left them, or with --turn as many as take so long, of which most find what
+the call before left.
 
 Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
 `eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument(
         '--turn', type=float, default=0, metavar='SECONDS', help='default: one call'
     )
+    parser.add_argument('--together', action='store_true', help='all cases take turns too')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
     parser.add_argument('--memory-of', metavar='SUBJECT', help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -102,24 +104,27 @@ def main() -> None:
     }
     rows = []
     with Progress(transient=True, refresh_per_second=1) as progress:
-        for case in progress.track(cases, description='Timing'):
-            shape = (case[1], *SIZES[case[0]])
-            subjects = {each: Subject(each, shape, case[2]) for each in names}
+        groups = [cases] if options.together else [[case] for case in cases]
+        for group in progress.track(groups, description='Timing'):
+            subjects = {
+                (case, each): Subject(each, (case[1], *SIZES[case[0]]), case[2])
+                for case, each in product(group, names)
+            }
             times = take_turns(
                 {
-                    (threads, each): dict(
+                    (threads, *key): dict(
                         forward=partial(by_threads, threads, x.forward),
                         both=partial(by_threads, threads, x.both),
                     )
-                    for threads, (each, x) in product(options.threads, subjects.items())
+                    for threads, (key, x) in product(options.threads, subjects.items())
                 },
                 options.seconds,
                 turn=options.turn,
             )
             del subjects
-            for threads, each in times:
-                own = {name: times[threads, name] for name in names}
-                row = as_row(case, each, shape, own, machines[threads])
+            for case, threads, each in product(group, options.threads, names):
+                own = {name: times[threads, case, name] for name in names}
+                row = as_row(case, each, (case[1], *SIZES[case[0]]), own, machines[threads])
                 row['threads'] = threads
                 row['extra_mb'] = (
                     in_own_process(
