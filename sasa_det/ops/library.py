@@ -59,6 +59,7 @@ def _forward(query, key, value, rel_row, rel_col, *options):
 
 def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
     maps, options = maps_and_options[:3], maps_and_options[3:]
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
     # The kernels write wherever these say.
     _check_grad('grad', grad, query)
     for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):

@@ -189,3 +189,18 @@ def test_a_trace_computes_where_its_input_is(backend):
     with torch.inference_mode(), torch.device('meta'):
         result = traced(query)
     torch.testing.assert_close(result, attend(query))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16])
+@pytest.mark.parametrize('which', [1, 2, 3])
+def test_op_refuses_other_types(which, dtype):
+    case = Case(kernel_size=3, size=(9, 12))
+    inputs = case.inputs(torch.float32)
+    window = tuple(case.options[name] for name in WINDOW)
+    output, logsumexp = OP(*inputs, *window, 'auto')
+    inputs[which] = inputs[which].to(dtype)
+    message = f'is {dtype}, and must be of the type of query, torch.float32'
+    with pytest.raises(TypeError, match=message):
+        OP(*inputs, *window, 'auto')
+    with pytest.raises(TypeError, match=message):
+        torch.ops.sasa_det.local_attention_backward(output, *inputs, logsumexp, *window, 'auto')
