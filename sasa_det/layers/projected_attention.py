@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..ops import local_attention
 from ..ops.geometry import empty_output
+from ..ops.library import ATTEND_BACKWARD_INTO, below_autograd
 from ..ops.pages import with_huge_pages
 
 
@@ -146,9 +147,8 @@ class _ProjectedAttention(torch.autograd.Function):
             options[name]
             for name in ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
         )
-        output, logsumexp = torch.ops.sasa_det.local_attention.default(
-            *_split(y, parts), rel_row, rel_col, *ctx.options
-        )
+        inputs = (*_split(y, parts), rel_row, rel_col)
+        output, logsumexp = below_autograd(*inputs, *ctx.options)
         ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
         ctx.parts = parts
         ctx.dtypes = y.dtype, output.dtype  # autocast may have changed either
@@ -164,7 +164,7 @@ class _ProjectedAttention(torch.autograd.Function):
             y = _project_anew(x, weight, bias).to(map_dtype)
             # Of queries, keys and values together, as the projection's backward takes them.
             grad_y = empty_output(y)
-            tables = torch.ops.sasa_det.local_attention_backward_into.default(
+            tables = ATTEND_BACKWARD_INTO(
                 grad,
                 *_split(y, ctx.parts),
                 *(_to(each, map_dtype) for each in inputs[3:]),

@@ -49,6 +49,16 @@ def _missing(name: str) -> Optional[str]:
     return f'this version of sasa_det has no {name} kernels' if module is None else module.missing()
 
 
+def logs_choices() -> bool:
+    """Whether what 'auto' takes is logged, call by call.
+
+    Examples:
+        >>> logs_choices()
+        False
+    """
+    return logger.isEnabledFor(logging.DEBUG)
+
+
 def choose_backend(requested: str, query: Tensor, window: Window):
     """Return the module that computes this input.
 
@@ -68,7 +78,7 @@ def choose_backend(requested: str, query: Tensor, window: Window):
         else:
             reason = _missing(name) or _module(name).refuse(query, window)
         if reason is None:
-            if requested == 'auto' and logger.isEnabledFor(logging.DEBUG):
+            if requested == 'auto' and logs_choices():
                 others = ''.join(f'; not {refusal}' for refusal in refusals)
                 logger.debug('local_attention on %s takes %s%s', query.device, name, others)
             return _module(name)

@@ -1,6 +1,6 @@
 """What a local attention window is: the options that every backend takes, and its neighbourhoods."""
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,24 +54,6 @@ def empty_logsumexp(query: Tensor, num_heads: int) -> Tensor:
     """Allocate what a forward keeps for the backward: (B, num_heads, H, W) in the compute type."""
     batch, _, height, width = query.shape
     return query.new_empty((batch, num_heads, height, width), dtype=compute_dtype(query.dtype))
-
-
-def sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
-    """Sum the gradients of relative positions that parts of a map gave, as the positions are shared.
-
-    Args:
-        partial: (B, num_heads, parts, 2, d/2, k), of rows and of columns.
-        table: The positions of the rows or of the columns, whose type and first dimension count.
-
-    Returns:
-        The gradients of rel_row and rel_col.
-    """
-    over = (0, 1, 2) if table.shape[0] == 1 else (0, 2)
-    total = partial.sum(over, keepdim=True)[0, :, 0]
-    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
-    return tuple(
-        x.to(table.dtype).clone(memory_format=torch.contiguous_format) for x in total.unbind(1)
-    )
 
 
 def unfold_windows(x: Tensor, window: Window) -> Tensor:

@@ -4,12 +4,13 @@ Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 
 """
 
 from types import ModuleType
-from typing import Optional
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from .backends import choose_backend
+from . import native
+from .backends import choose_backend, logs_choices
 from .geometry import Window, empty_logsumexp, empty_output
 from .when_imported import when_imported
 
@@ -27,6 +28,11 @@ _LIB.define(
     f'local_attention_backward_into(Tensor grad, {_INPUTS}, Tensor logsumexp, {_GRAD_MAPS}, {_OPTIONS})'
     ' -> (Tensor, Tensor)'
 )
+
+# The overloads: a packet would look for its own at each call.
+ATTEND = torch.ops.sasa_det.local_attention.default
+ATTEND_BACKWARD = torch.ops.sasa_det.local_attention_backward.default
+ATTEND_BACKWARD_INTO = torch.ops.sasa_det.local_attention_backward_into.default
 
 
 def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
@@ -99,23 +105,28 @@ def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
     return _some(query, tables)
 
 
-def _below_autograd(*args):
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.sasa_det.local_attention.default(*args)
-
-
 def _differentiable(*args):
     # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
     # refuses forward-mode differentiation, which goes on without them.
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
         return _LocalAttention.apply(*args)
-    return _below_autograd(*args)
+    return below_autograd(*args)
+
+
+def below_autograd(*args) -> Tuple[Tensor, Tensor]:
+    """Call the op out of autograd's sight, with all of its arguments in the order of its schema.
+
+    Returns:
+        The output, and the log-sum-exp for the backward.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        return ATTEND(*args)
 
 
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, rel_row, rel_col, *options):
-        output, logsumexp = _below_autograd(query, key, value, rel_row, rel_col, *options)
+        output, logsumexp = below_autograd(query, key, value, rel_row, rel_col, *options)
         # Not the output: what follows may well be a ReLU in place, as after a convolution.
         ctx.save_for_backward(query, key, value, rel_row, rel_col, logsumexp)
         ctx.options = options
@@ -126,9 +137,12 @@ class _LocalAttention(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad, _):
         inputs = ctx.saved_tensors
-        grads = torch.ops.sasa_det.local_attention_backward.default(grad, *inputs, *ctx.options)
-        grads = (None if x is None else g for x, g in zip(inputs, grads))
-        return (*grads, *(None for _ in ctx.options))
+        query, key, value, row, col = ATTEND_BACKWARD(grad, *inputs, *ctx.options)
+        if inputs[1] is None:
+            key = None
+        if inputs[3] is None:
+            row = col = None
+        return query, key, value, row, col, *[None] * len(ctx.options)
 
 
 def _autocast(device_type: str):
@@ -140,7 +154,7 @@ def _autocast(device_type: str):
             for x in (query, key, value, rel_row, rel_col)
         )
         with torch.autocast(device_type, enabled=False):
-            return torch.ops.sasa_det.local_attention.default(*inputs, *options)
+            return ATTEND(*inputs, *options)
 
     return cast_and_call
 
@@ -206,6 +220,7 @@ def _register_flops(flop_counter: ModuleType) -> None:
 _LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
+native.take_over(_LocalAttention.apply, _forward, _backward_into, logs_choices)
 _LIB.impl('local_attention', _differentiable, 'Autograd')
 _LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
 _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')

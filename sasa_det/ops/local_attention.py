@@ -7,9 +7,9 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from . import library  # noqa: F401  registers the op
 from .backends import BACKENDS
 from .geometry import BORDERS, Window
+from .library import ATTEND
 from .reference import local_attention_reference
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -78,10 +78,7 @@ def local_attention(
     window = Window(int(kernel_size), int(num_heads), int(dilation), border, float(scale))
     if backend == 'reference':
         return local_attention_reference(query, key, value, rel_row, rel_col, window)
-    # The overload: its packet would look for it at each call.
-    return torch.ops.sasa_det.local_attention.default(
-        query, key, value, rel_row, rel_col, *window, backend
-    )[0]
+    return ATTEND(query, key, value, rel_row, rel_col, *window, backend)[0]
 
 
 def check_window(

@@ -1,20 +1,16 @@
 """Local attention in C++ for the CPU; the kernels are in ``csrc/``, and how they work in ``csrc/kernels.h``."""
 
-from typing import Optional, Tuple
+from typing import Callable, Optional, Tuple
 
-import torch
 from torch import Tensor
 
-from .geometry import Window, compute_dtype, empty_logsumexp, empty_output, sum_table_grads
+from .geometry import Window
 
 try:
     from . import _native
 except ImportError as error:
     _native = None
     _MISSING = str(error)
-
-# LARGEST_SPAN in csrc/rows.h.
-_LARGEST_KERNEL = 127
 
 
 def missing() -> Optional[str]:
@@ -28,8 +24,9 @@ def refuse(query: Tensor, window: Window) -> Optional[str]:
     """Say why these kernels cannot compute an input; None if they can."""
     if query.device.type != 'cpu':
         return f'it computes on the CPU, but query is on {query.device}'
-    if window.kernel_size > _LARGEST_KERNEL:
-        return f'it takes kernel_size up to {_LARGEST_KERNEL}, but it is {window.kernel_size}'
+    largest = _native.LARGEST_KERNEL
+    if window.kernel_size > largest:
+        return f'it takes kernel_size up to {largest}, but it is {window.kernel_size}'
     return None
 
 
@@ -45,12 +42,7 @@ def forward(
 
     But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
     """
-    output = empty_output(query)
-    logsumexp = empty_logsumexp(query, window.num_heads)
-    dtype = compute_dtype(query.dtype)
-    row, col = _table(rel_row, dtype), _table(rel_col, dtype)
-    _native.forward(query, key, value, row, col, output, logsumexp, *_options(query, window))
-    return output, logsumexp
+    return _native.forward(query, key, value, rel_row, rel_col, *window)
 
 
 def backward(
@@ -65,41 +57,22 @@ def backward(
     window: Window,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.eager.backward`."""
-    dtype = compute_dtype(query.dtype)
-    row, col = _table(rel_row, dtype), _table(rel_col, dtype)
-    tables = None
-    if row is not None:
-        # One partial sum for some rows of the map, so that threads share none and the order is fixed.
-        blocks = -(-query.shape[2] // _native.TABLE_ROWS)
-        tables = query.new_zeros(
-            (
-                query.shape[0],
-                window.num_heads,
-                window.dilation_in(*query.shape[2:]) ** 2 * blocks,
-                2,
-                *row.shape[1:],
-            ),
-            dtype=dtype,
-        )
-    _native.backward(
-        grad, query, key, value, row, col, logsumexp,
-        *grad_maps, tables, *_options(query, window),
-    )  # fmt: skip
-    return (None, None) if tables is None else sum_table_grads(tables, rel_row)
+    inputs = (query, key, value, rel_row, rel_col)
+    return _native.backward(grad, *inputs, logsumexp, *grad_maps, *window)
 
 
-def _table(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:
-    # A small map takes little longer than calls that change nothing.
-    if x is None or (x.dtype == dtype and x.is_contiguous()):
-        return x
-    return x.to(dtype).contiguous()
+def take_over(
+    differentiable: Callable, forward: Callable, backward_into: Callable, logs_choices: Callable
+) -> None:
+    """Have torch call these kernels for CPU tensors without Python on the way, if they are there.
 
+    A small map takes little longer than that way.
 
-def _options(query: Tensor, window: Window) -> tuple:
-    return (
-        window.kernel_size,
-        window.num_heads,
-        window.dilation_in(*query.shape[2:]),
-        window.border == 'mask',
-        window.scale,
-    )
+    Args:
+        differentiable: The op in Python as autograd sees it, for where anything is to be differentiated.
+        forward: The op in Python, for what these kernels do not compute.
+        backward_into: That of its backward.
+        logs_choices: Whether 'auto' is to go through Python, which says what it takes.
+    """
+    if _native is not None:
+        _native.take_over(differentiable, forward, backward_into, logs_choices)

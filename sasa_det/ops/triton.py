@@ -11,7 +11,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from .geometry import Window, empty_logsumexp, empty_output, sum_table_grads
+from .geometry import Window, empty_logsumexp, empty_output
 
 # What the kernels are compiled and tested for.
 _LARGEST_KERNEL = 31
@@ -184,10 +184,19 @@ def backward(
         inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
         for launch in backward_launches(*inputs, *grad_maps, partial, window):
             launch.run()
-    if partial is None:
-        return None, None
+    return (None, None) if partial is None else _sum_table_grads(partial, rel_row)
+
+
+def _sum_table_grads(partial: Tensor, table: Tensor) -> Tuple[Tensor, Tensor]:
+    """Sum what `_empty_partial` allocated, as the positions are shared by the heads."""
     # By chunks first: torch's sum takes as much memory again where a few sums are of many terms.
-    return sum_table_grads(partial.sum(3), rel_row)
+    partial = partial.sum(3)
+    over = (0, 1, 2) if table.shape[0] == 1 else (0, 2)
+    total = partial.sum(over, keepdim=True)[0, :, 0]
+    # Copied, as contiguous() leaves the odd stride of a dimension of size one, which DDP warns of.
+    return tuple(
+        x.to(table.dtype).clone(memory_format=torch.contiguous_format) for x in total.unbind(1)
+    )
 
 
 def _empty_partial(query: Tensor, rel_row: Tensor, window: Window, dtype: torch.dtype) -> Tensor:

@@ -1,12 +1,14 @@
 """The op as torch's own machinery sees it."""
 
+import logging
+
 import pytest
 import torch
 from cases import CASES, Case, backends, value_and_grads, with_grad
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from sasa_det.ops import local_attention
+from sasa_det.ops import available_backends, local_attention
 
 WINDOW = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale')
 OP = torch.ops.sasa_det.local_attention.default
@@ -189,6 +191,31 @@ def test_a_trace_computes_where_its_input_is(backend):
     with torch.inference_mode(), torch.device('meta'):
         result = traced(query)
     torch.testing.assert_close(result, attend(query))
+
+
+@pytest.fixture
+def python_refuses(monkeypatch):
+    """Let the native kernels be reached in any way but through Python."""
+
+    def refuse(*args):
+        raise AssertionError('went through Python')
+
+    monkeypatch.setattr('sasa_det.ops.native.forward', refuse)
+    monkeypatch.setattr('sasa_det.ops.native.backward', refuse)
+
+
+@pytest.mark.skipif(available_backends()['native'] is not None, reason='no native kernels here')
+@pytest.mark.parametrize('backend', ['auto', 'native'])
+def test_dispatcher_reaches_the_cpus_kernels_itself(backend, python_refuses, caplog):
+    case = Case(kernel_size=3, size=(9, 12))
+    inputs = with_grad(case.inputs(torch.float32))
+    local_attention(*inputs, **case.options, backend=backend).sum().backward()
+    assert all(x.grad.abs().sum() > 0 for x in inputs)
+    # What is to be said is Python's to say.
+    with caplog.at_level(logging.DEBUG, logger='sasa_det'):
+        if backend == 'auto':
+            with pytest.raises(AssertionError, match='went through Python'):
+                local_attention(*inputs, **case.options, backend=backend)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16])

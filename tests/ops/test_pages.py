@@ -1,11 +1,13 @@
 """Huge pages, as Linux says which maps may have them."""
 
+import mmap
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from sasa_det.ops import available_backends, local_attention
 from sasa_det.ops.pages import with_huge_pages
 
 pytestmark = pytest.mark.skipif(
@@ -14,34 +16,51 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def may_be_huge(address: int) -> bool:
-    """Say whether the mapping around an address was asked to have huge pages."""
-    inside = False
+def may_be_huge(begin: int, end: int) -> list:
+    """List what of a range of addresses was asked to have huge pages."""
+    found, bounds = [], (0, 0)
     for line in Path('/proc/self/smaps').read_text().splitlines():
-        bounds = re.match(r'([0-9a-f]+)-([0-9a-f]+) ', line)
-        if bounds:
-            inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
-        elif inside and line.startswith('VmFlags:'):
-            return 'hg' in line.split()
-    raise AssertionError(f'no mapping around {address:x}')
+        mapping = re.match(r'([0-9a-f]+)-([0-9a-f]+) ', line)
+        if mapping:
+            bounds = max(int(mapping[1], 16), begin), min(int(mapping[2], 16), end)
+        elif line.startswith('VmFlags:') and bounds[0] < bounds[1] and 'hg' in line.split():
+            found.append(bounds)
+    return found
 
 
-def test_large_maps_may_have_huge_pages():
-    # More than the C library hands out again, so that nobody has asked for its pages before.
-    x = torch.empty(1, 64, 1024, 1024)
-    middle = x.data_ptr() + x.numel() * x.element_size() // 2
-    assert not may_be_huge(middle)
+@pytest.fixture
+def fresh():
+    """Memory that nobody has asked huge pages for, as the C library's may be."""
+    with mmap.mmap(-1, 2**24) as memory:
+        x = torch.frombuffer(memory, dtype=torch.uint8)
+        assert not may_be_huge(x.data_ptr(), x.data_ptr() + len(x))
+        yield x
+        del x
+
+
+@pytest.mark.parametrize('size', [2**22, 2**22 + 4096, 2**23 + 12345])
+def test_asks_for_whole_pages_of_a_map_alone(fresh, size):
+    x = fresh[4096:][:size]
     assert with_huge_pages(x) is x
-    assert may_be_huge(middle)
+    begin, end = x.data_ptr(), x.data_ptr() + size
+    first, last = -(-begin // 2**21) * 2**21, end // 2**21 * 2**21
+    assert may_be_huge(fresh.data_ptr(), fresh.data_ptr() + len(fresh)) == [(first, last)]
 
 
 @pytest.mark.parametrize('size', [0, 1, 2**21, 2**22 - 1])
-def test_small_maps_are_left_alone(size, monkeypatch):
-    def refuse(*args):
-        raise AssertionError(f'madvise{args}')
+def test_small_maps_are_left_alone(fresh, size):
+    with_huge_pages(fresh[:size])
+    assert not may_be_huge(fresh.data_ptr(), fresh.data_ptr() + len(fresh))
 
-    monkeypatch.setattr('sasa_det.ops.pages._MADVISE', refuse)
-    assert with_huge_pages(torch.empty(size, dtype=torch.uint8)).numel() == size
+
+@pytest.mark.skipif(available_backends()['native'] is not None, reason='no native kernels here')
+def test_large_outputs_have_them():
+    # More than the C library hands out again.
+    x = torch.zeros(1, 64, 512, 512)
+    with torch.no_grad():
+        y = local_attention(x, x, x, kernel_size=3, num_heads=1, backend='native')
+    begin, end = y.data_ptr(), y.data_ptr() + y.nbytes
+    assert sum(b - a for a, b in may_be_huge(begin, end)) >= y.nbytes - 2**22
 
 
 def test_fake_tensors_have_no_pages():
@@ -50,13 +69,3 @@ def test_fake_tensors_have_no_pages():
     with FakeTensorMode():
         x = torch.empty(1, 64, 1024, 1024)
         assert with_huge_pages(x) is x
-
-
-def test_asks_for_whole_pages_of_its_own_alone(monkeypatch):
-    asked = []
-    monkeypatch.setattr('sasa_det.ops.pages._MADVISE', lambda *args: asked.append(args))
-    x = torch.empty(2**22 + 4096, dtype=torch.uint8)
-    with_huge_pages(x)
-    [(first, size, _)] = asked
-    assert first % 2**21 == size % 2**21 == 0 and size >= 2**22 - 2**21
-    assert x.data_ptr() <= first and first + size <= x.data_ptr() + x.numel()

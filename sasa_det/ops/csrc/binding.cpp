@@ -1,129 +1,45 @@
-// Tensors in, bands of rows out to torch's threads.
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
-#include <ATen/core/Tensor.h>
+// The kernels for Python, and for torch's dispatcher, which reaches them on the CPU without Python on the way:
+// a small map takes little longer than that way and back.
 #include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
 
 #include <atomic>
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
 
-#include "problem.h"
+#include "launch.h"
 
 namespace {
 
 using at::Tensor;
-using OptionalTensor = std::optional<Tensor>;
+using sasa::OptionalTensor;
+// std's, or in torch < 2.5 its own.
+using StringView = decltype(std::declval<const c10::IValue&>().toStringView());
 
-const sasa::Kernels& kernels() {
-  // torch's own choice, which ATEN_CPU_CAPABILITY lowers.
-  static const std::string capability = at::get_cpu_capability();
-#if defined(__x86_64__)
-  if (capability == "AVX512") return sasa::kernels_avx512();
-  if (capability == "AVX2") return sasa::kernels_avx2();
-#endif
-  return sasa::kernels_default();
-}
+// Edge of the largest window, which LARGEST_SPAN in rows.h counts on.
+constexpr int64_t LARGEST_KERNEL = 127;
 
-sasa::Map as_map(const Tensor& x) {
-  return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
-}
+// Parameters, and the same as arguments, in the order of the schemas in library.py.
+#define INPUTS                                                                            \
+  const Tensor &query, const OptionalTensor &key, const Tensor &value,                    \
+      const OptionalTensor &rel_row, const OptionalTensor &rel_col
+#define THE_INPUTS query, key, value, rel_row, rel_col
+#define GRAD_MAPS \
+  const Tensor &grad_query, const OptionalTensor &grad_key, const Tensor &grad_value
+#define THE_GRAD_MAPS grad_query, grad_key, grad_value
+#define OPTIONS(String) \
+  int64_t kernel_size, int64_t num_heads, int64_t dilation, String border, double scale
+#define THE_OPTIONS \
+  sasa::Options { kernel_size, num_heads, dilation, border == "mask", scale }
+#define OPTIONS_FOR_PYTHON                                                      \
+  kernel_size, num_heads, dilation, std::string(border.data(), border.size()), scale, \
+      std::string(backend.data(), backend.size())
 
-sasa::Problem describe(const Tensor& query, const OptionalTensor& key, const Tensor& value,
-                       const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                       const Tensor& logsumexp, int64_t kernel_size, int64_t num_heads,
-                       int64_t dilation, bool mask, double scale) {
-  sasa::Problem p{};
-  p.batch = query.size(0);
-  p.heads = num_heads;
-  p.depth = query.size(1) / num_heads;
-  p.height = query.size(2);
-  p.width = query.size(3);
-  p.kernel_size = kernel_size;
-  p.dilation = dilation;
-  p.mask = mask;
-  p.scale = scale;
-  switch (query.scalar_type()) {
-    case at::kFloat: p.type = sasa::Type::Float; break;
-    case at::kDouble: p.type = sasa::Type::Double; break;
-    case at::kBFloat16: p.type = sasa::Type::BFloat16; break;
-    case at::kHalf: p.type = sasa::Type::Half; break;
-    default: TORCH_CHECK(false, "no kernels for ", query.scalar_type());
-  }
-  p.query = as_map(query);
-  if (key) p.key = as_map(*key);
-  p.value = as_map(value);
-  p.logsumexp = logsumexp.data_ptr();
-  if (rel_row) {
-    p.rel_row = rel_row->data_ptr();
-    p.rel_col = rel_col->data_ptr();
-    p.rel_head = rel_row->size(0) == 1 ? 0 : p.depth / 2 * kernel_size;
-  }
-  return p;
-}
+// ---- For Python. ----
 
-// Enough bands to keep every thread busy, of no fewer than `least` blocks of TABLE_ROWS rows, since
-// neighbouring bands pack (and in the backward recompute) a radius of the same rows. The result does
-// not depend on it.
-std::vector<sasa::Band> cut(const sasa::Problem& p, int64_t least) {
-  constexpr int64_t block = sasa::TABLE_ROWS;
-  std::vector<sasa::Band> bands;
-  const int64_t maps = p.batch * p.heads * p.dilation * p.dilation;
-  if (maps == 0) return bands;
-  const int64_t wanted = (4 * at::get_num_threads() + maps - 1) / maps;
-  for (int64_t image = 0; image < p.batch; ++image)
-    for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t row = 0; row < std::min(p.dilation, p.height); ++row)
-        for (int64_t col = 0; col < std::min(p.dilation, p.width); ++col) {
-          const int64_t height = (p.height - row + p.dilation - 1) / p.dilation;
-          const int64_t blocks = (height + block - 1) / block;
-          const int64_t count = std::max<int64_t>(1, std::min(wanted, blocks / least));
-          for (int64_t n = 0; n < count; ++n)
-            bands.push_back({image, head, row, col, blocks * n / count * block,
-                             std::min(height, blocks * (n + 1) / count * block)});
-        }
-  return bands;
-}
+auto forward(INPUTS, OPTIONS(const std::string&)) { return sasa::forward(THE_INPUTS, THE_OPTIONS); }
 
-template <typename Run>
-void run_bands(const sasa::Problem& p, const std::vector<sasa::Band>& bands, bool backward,
-               const Run& run) {
-  constexpr int64_t alignment = 64;
-  const int64_t bytes = kernels().scratch(p, backward) + alignment;
-  at::parallel_for(0, bands.size(), 1, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    void* aligned = memory.get() + (alignment - address % alignment) % alignment;
-    for (int64_t n = first; n < last; ++n) run(p, bands[n], aligned);
-  });
-}
-
-void forward(const Tensor& query, const OptionalTensor& key, const Tensor& value,
-             const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& output,
-             const Tensor& logsumexp, int64_t kernel_size, int64_t num_heads, int64_t dilation,
-             bool mask, double scale) {
-  auto p = describe(query, key, value, rel_row, rel_col, logsumexp, kernel_size, num_heads,
-                    dilation, mask, scale);
-  p.output = as_map(output);
-  run_bands(p, cut(p, 1), false, kernels().forward);
-}
-
-void backward(const Tensor& grad, const Tensor& query, const OptionalTensor& key,
-              const Tensor& value, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-              const Tensor& logsumexp, const Tensor& grad_query,
-              const OptionalTensor& grad_key, const Tensor& grad_value,
-              const OptionalTensor& table_grads, int64_t kernel_size, int64_t num_heads,
-              int64_t dilation, bool mask, double scale) {
-  auto p = describe(query, key, value, rel_row, rel_col, logsumexp, kernel_size, num_heads,
-                    dilation, mask, scale);
-  p.grad = as_map(grad);
-  p.grad_query = as_map(grad_query);
-  if (grad_key) p.grad_key = as_map(*grad_key);
-  p.grad_value = as_map(grad_value);
-  if (table_grads) p.table_grads = table_grads->data_ptr();
-  run_bands(p, cut(p, 2), true, kernels().backward);
+auto backward(const Tensor& grad, INPUTS, const Tensor& logsumexp, GRAD_MAPS,
+              OPTIONS(const std::string&)) {
+  return sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
 }
 
 // How many threads share the work: one where this was built without OpenMP.
@@ -133,12 +49,112 @@ int64_t threads() {
   return count;
 }
 
+// ---- For the dispatcher. ----
+
+// The op in Python, which is called where something is to be differentiated, where it is not these kernels that
+// compute, and where something is wrong or is to be said.
+struct Python {
+  pybind11::object differentiable, forward, backward_into, logs_choices;
+};
+// Never freed: Python may end first.
+Python* python = nullptr;
+
+bool alike(const OptionalTensor& x, const Tensor& query) {
+  return !x || (x->scalar_type() == query.scalar_type() && x->device() == query.device());
+}
+
+// Whether a tensor may be the gradient of another.
+bool fits(const OptionalTensor& x, const OptionalTensor& of) {
+  return x.has_value() == of.has_value() && (!x || (alike(x, *of) && x->sizes() == of->sizes()));
+}
+
+// Whether these kernels compute, and nothing is to be said.
+bool takes(INPUTS, int64_t kernel_size, StringView backend) {
+  if (kernel_size > LARGEST_KERNEL) return false;
+  if (!(alike(key, query) && alike(value, query) && alike(rel_row, query) && alike(rel_col, query)))
+    return false;
+  if (backend == "native") return true;
+  if (backend != "auto") return false;
+  const pybind11::gil_scoped_acquire gil;
+  return !python->logs_choices().cast<bool>();
+}
+
+std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
+  if (takes(THE_INPUTS, kernel_size, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  const pybind11::gil_scoped_acquire gil;
+  return python->forward(THE_INPUTS, OPTIONS_FOR_PYTHON).cast<std::tuple<Tensor, Tensor>>();
+}
+
+// Whether anything is to be differentiated, backward or forward.
+bool learns(const OptionalTensor& x) {
+  return x && ((at::GradMode::is_enabled() && x->requires_grad()) || x->_fw_grad(0).defined());
+}
+
+std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), StringView backend) {
+  if (learns(query) || learns(key) || learns(value) || learns(rel_row) || learns(rel_col)) {
+    const pybind11::gil_scoped_acquire gil;
+    return python->differentiable(THE_INPUTS, OPTIONS_FOR_PYTHON)
+        .cast<std::tuple<Tensor, Tensor>>();
+  }
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("sasa_det::local_attention", "")
+                             .typed<decltype(op_forward)>();
+  const at::AutoDispatchBelowAutograd below;
+  return op.call(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend);
+}
+
+// A schema cannot say that a tensor is optional in a result.
+Tensor some(const OptionalTensor& x, const Tensor& query) {
+  return x ? *x : at::empty({0}, query.options());
+}
+
+std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Tensor& logsumexp,
+                                            GRAD_MAPS, OPTIONS(StringView), StringView backend) {
+  if (fits(grad, query) && fits(grad_query, query) && fits(grad_key, key) &&
+      fits(grad_value, value) && takes(THE_INPUTS, kernel_size, backend)) {
+    const auto [row, col] =
+        sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
+    return {some(row, query), some(col, query)};
+  }
+  const pybind11::gil_scoped_acquire gil;
+  return python->backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, OPTIONS_FOR_PYTHON)
+      .cast<std::tuple<Tensor, Tensor>>();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& grad, INPUTS,
+                                                               const Tensor& logsumexp,
+                                                               OPTIONS(StringView),
+                                                               StringView backend) {
+  const Tensor grad_query = sasa::empty_output(query), grad_value = sasa::empty_output(value);
+  const OptionalTensor grad_key = key ? OptionalTensor(sasa::empty_output(*key)) : key;
+  const auto [row, col] = op_backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, kernel_size,
+                                           num_heads, dilation, border, scale, backend);
+  return {grad_query, some(grad_key, query), grad_value, row, col};
+}
+
+// Compute for CPU tensors from now on whatever these kernels can, and leave the rest to Python.
+void take_over(pybind11::object differentiable, pybind11::object forward,
+               pybind11::object backward_into, pybind11::object logs_choices) {
+  const bool anew = !python;
+  if (anew) python = new Python;
+  *python = {differentiable, forward, backward_into, logs_choices};
+  if (!anew) return;
+  static torch::Library library(torch::Library::IMPL, "sasa_det", {}, __FILE__, __LINE__);
+  const auto cpu = c10::DispatchKey::CPU, autograd = c10::DispatchKey::AutogradCPU;
+  library.impl("local_attention", torch::dispatch(cpu, &op_forward));
+  library.impl("local_attention", torch::dispatch(autograd, &op_autograd));
+  library.impl("local_attention_backward", torch::dispatch(cpu, &op_backward));
+  library.impl("local_attention_backward_into", torch::dispatch(cpu, &op_backward_into));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("forward", &forward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.attr("TABLE_ROWS") = sasa::TABLE_ROWS;
+  m.def("take_over", &take_over);
+  m.def("ask_for_huge_pages", &sasa::ask_for_huge_pages);
+  m.attr("LARGEST_KERNEL") = LARGEST_KERNEL;
   m.def("threads", &threads);
-  m.def("capability", [] { return std::string(kernels().capability); });
+  m.def("capability", [] { return std::string(sasa::kernels().capability); });
 }
