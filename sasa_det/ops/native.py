@@ -8,6 +8,9 @@ from .geometry import Window
 
 try:
     from . import _native
+
+    # The newest of its functions, which one that was built before lacks.
+    from ._native import take_over as _take_over
 except ImportError as error:
     _native = None
     _MISSING = str(error)
@@ -75,4 +78,4 @@ def take_over(
         logs_choices: Whether 'auto' is to go through Python, which says what it takes.
     """
     if _native is not None:
-        _native.take_over(differentiable, forward, backward_into, logs_choices)
+        _take_over(differentiable, forward, backward_into, logs_choices)

@@ -31,11 +31,9 @@ def may_be_huge(begin: int, end: int) -> list:
 @pytest.fixture
 def fresh():
     """Memory that nobody has asked huge pages for, as the C library's may be."""
-    with mmap.mmap(-1, 2**24) as memory:
-        x = torch.frombuffer(memory, dtype=torch.uint8)
-        assert not may_be_huge(x.data_ptr(), x.data_ptr() + len(x))
-        yield x
-        del x
+    x = torch.frombuffer(mmap.mmap(-1, 2**24), dtype=torch.uint8)
+    assert not may_be_huge(x.data_ptr(), x.data_ptr() + len(x))
+    return x
 
 
 @pytest.mark.parametrize('size', [2**22, 2**22 + 4096, 2**23 + 12345])

@@ -1,5 +1,7 @@
 // The kernels for Python, and for torch's dispatcher, which reaches them on the CPU without Python on the way:
 // a small map takes little longer than that way and back.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -14,10 +16,7 @@ using sasa::OptionalTensor;
 // std's, or in torch < 2.5 its own.
 using StringView = decltype(std::declval<const c10::IValue&>().toStringView());
 
-// Edge of the largest window, which LARGEST_SPAN in rows.h counts on.
-constexpr int64_t LARGEST_KERNEL = 127;
-
-// Parameters, and the same as arguments, in the order of the schemas in library.py.
+// Parameters in the order of the schemas in library.py, and, of the same names, arguments.
 #define INPUTS                                                                            \
   const Tensor &query, const OptionalTensor &key, const Tensor &value,                    \
       const OptionalTensor &rel_row, const OptionalTensor &rel_col
@@ -70,7 +69,7 @@ bool fits(const OptionalTensor& x, const OptionalTensor& of) {
 
 // Whether these kernels compute, and nothing is to be said.
 bool takes(INPUTS, int64_t kernel_size, StringView backend) {
-  if (kernel_size > LARGEST_KERNEL) return false;
+  if (kernel_size > sasa::LARGEST_KERNEL) return false;
   if (!(alike(key, query) && alike(value, query) && alike(rel_row, query) && alike(rel_col, query)))
     return false;
   if (backend == "native") return true;
@@ -154,7 +153,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("take_over", &take_over);
   m.def("ask_for_huge_pages", &sasa::ask_for_huge_pages);
-  m.attr("LARGEST_KERNEL") = LARGEST_KERNEL;
+  m.attr("LARGEST_KERNEL") = sasa::LARGEST_KERNEL;
   m.def("threads", &threads);
   m.def("capability", [] { return std::string(sasa::kernels().capability); });
 }

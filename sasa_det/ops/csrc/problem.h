@@ -7,6 +7,9 @@ namespace sasa {
 
 enum class Type : int { Float, Double, BFloat16, Half };
 
+// Edge of the largest window: stack buffers are made for it.
+constexpr int64_t LARGEST_KERNEL = 127;
+
 // Rows over which a gradient of the tables is summed before it is stored. Bands begin at a multiple,
 // so that the sums do not depend on how a map is cut.
 constexpr int64_t TABLE_ROWS = 16;

@@ -8,9 +8,8 @@ namespace {
 
 // Rows of queries that advance together.
 constexpr int GROUP = 3;
-// Rows that stack buffers are made for: at least those that the windows of a group span, at the largest
-// kernel_size that binding.cpp lets through.
-constexpr int64_t LARGEST_SPAN = 128 + GROUP;
+// Rows that stack buffers are made for: at least those that the windows of a group span.
+constexpr int64_t LARGEST_SPAN = LARGEST_KERNEL + 1 + GROUP;
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
