@@ -117,6 +117,11 @@ def _is_int(x) -> bool:
 
 
 def _check_tensors(query, key, value, rel_row, rel_col, kernel_size, num_heads) -> None:
+    _check_dense('query', query)
+    _check_dense('value', value)
+    for name, x in (('key', key), ('rel_row', rel_row), ('rel_col', rel_col)):
+        if x is not None:
+            _check_dense(name, x)
     if query.dim() != 4 or query.dtype not in DTYPES:
         raise ValueError(
             f'query must be (B, C, H, W) in one of {DTYPES}, '
@@ -168,3 +173,10 @@ def _check_tensors(query, key, value, rel_row, rel_col, kernel_size, num_heads) 
             raise ValueError(
                 f'{name} must be on the device of query, {query.device}, but is on {x.device}'
             )
+
+
+def _check_dense(name: str, x) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(f'{name} must be a tensor, but is a {type(x).__name__}')
+    if x.layout != torch.strided:
+        raise ValueError(f'{name} must be a dense tensor, but its layout is {x.layout}')

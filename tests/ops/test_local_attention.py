@@ -35,6 +35,10 @@ def test_refuses_options(options, message):
 @pytest.mark.parametrize(
     'tensors, message',
     [
+        ((None, X, X), r'query must be a tensor, but is a NoneType'),
+        ((X, X, None), r'value must be a tensor, but is a NoneType'),
+        ((X, X.numpy(), X), r'key must be a tensor, but is a ndarray'),
+        ((X, X.to_sparse(), X), r'key must be a dense tensor, but its layout is torch.sparse_coo'),
         ((X[0], X, X), r'query must be \(B, C, H, W\)'),
         ((X.int(), X, X), r'query .* torch.int32'),
         ((X[:, :, :0], X, X), r'query must be at least one pixel large'),
