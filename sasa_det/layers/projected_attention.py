@@ -72,12 +72,21 @@ def projected_attention(
     Returns:
         (B, out_channels, H, W).
 
+    Raises:
+        ValueError: x is not (B, in_channels, H, W).
+
     Examples:
         >>> x, weights = torch.randn(2, 8, 4, 5), [torch.randn(8, 8) for _ in range(3)]
         >>> options = dict(kernel_size=3, num_heads=2, dilation=1, border='zeros', scale=1.0)
         >>> projected_attention(x, weights, [None] * 3, None, None, **options, backend='auto').shape
         torch.Size([2, 8, 4, 5])
     """
+    in_channels = weights[0].shape[1]
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f'a local attention of in_channels={in_channels} takes (B, {in_channels}, H, W), '
+            f'but was given {tuple(x.shape)}'
+        )
     weight = torch.cat(weights)
     bias = None
     if any(each is not None for each in biases):

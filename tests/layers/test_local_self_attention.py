@@ -247,6 +247,14 @@ def test_refuses_absolute_positions_on_channels_that_do_not_split():
         LocalSelfAttention2d(6, 8, num_heads=2, position='absolute')
 
 
+@pytest.mark.parametrize('grad', [True, False])
+@pytest.mark.parametrize('x', [X[:, :5], X[0]], ids=['channels', 'no batch'])
+def test_refuses_maps(x, grad):
+    message = r'in_channels=16 takes \(B, 16, H, W\), but was given \(' + str(len(x))
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
+        small()(x)
+
+
 def test_survives_deepcopy_and_pickle():
     import copy
     import pickle
