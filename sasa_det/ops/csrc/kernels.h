@@ -24,14 +24,12 @@ inline T* logsumexp_row(const Problem& p, const Band& band, int64_t y) {
          band.phase_col;
 }
 
-// Where the sums over TABLE_ROWS rows of a map at one phase go; see problem.h.
+// Where the sums over TABLE_ROWS rows of a map at one phase are added; see problem.h.
 template <typename T>
 inline T* table_grads(const Problem& p, const Band& band, int64_t block) {
-  const int64_t phase = band.phase_row * p.dilation + band.phase_col;
-  const int64_t blocks = (p.height + TABLE_ROWS - 1) / TABLE_ROWS;
+  const int64_t part = band.phase_row * blocks(p, 0) + block;
   return static_cast<T*>(p.table_grads) +
-         (((band.image * p.heads + band.head) * p.dilation * p.dilation + phase) * blocks + block) *
-             (p.depth / 2 * 2 * p.kernel_size);
+         ((band.image * p.heads + band.head) * table_parts(p) + part) * p.depth * p.kernel_size;
 }
 
 template <typename T>
@@ -484,7 +482,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       if ((row + 1) % TABLE_ROWS == 0 || row + 1 == at.height) {
         T* sums = table_grads<T>(p, band, row / TABLE_ROWS);
         for (int64_t n = 0; n < at.depth * k; ++n) {
-          sums[n] = sum_lanes<T>(table_sums[n]) * T(LN_2);
+          sums[n] += sum_lanes<T>(table_sums[n]) * T(LN_2);
           table_sums[n] = V{};
         }
       }

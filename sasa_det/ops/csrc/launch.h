@@ -123,20 +123,18 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
 inline std::vector<Band> cut(const Problem& p, int64_t least) {
   constexpr int64_t block = TABLE_ROWS;
   std::vector<Band> bands;
-  const int64_t maps = p.batch * p.heads * p.dilation * p.dilation;
+  const int64_t maps = p.batch * p.heads * phases(p, p.height);
   if (maps == 0) return bands;
   const int64_t wanted = (4 * at::get_num_threads() + maps - 1) / maps;
   for (int64_t image = 0; image < p.batch; ++image)
     for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t row = 0; row < std::min(p.dilation, p.height); ++row)
-        for (int64_t col = 0; col < std::min(p.dilation, p.width); ++col) {
-          const int64_t height = (p.height - row + p.dilation - 1) / p.dilation;
-          const int64_t blocks = (height + block - 1) / block;
-          const int64_t count = std::max<int64_t>(1, std::min(wanted, blocks / least));
-          for (int64_t n = 0; n < count; ++n)
-            bands.push_back({image, head, row, col, blocks * n / count * block,
-                             std::min(height, blocks * (n + 1) / count * block)});
-        }
+      for (int64_t row = 0; row < phases(p, p.height); ++row) {
+        const int64_t height = at_phase(p, p.height, row), all = blocks(p, row);
+        const int64_t count = std::max<int64_t>(1, std::min(wanted, all / least));
+        for (int64_t n = 0; n < count; ++n)
+          bands.push_back({image, head, row, 0, all * n / count * block,
+                           std::min(height, all * (n + 1) / count * block)});
+      }
   return bands;
 }
 
@@ -148,7 +146,8 @@ void run_bands(const Problem& p, const std::vector<Band>& bands, bool backward, 
     const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     void* aligned = memory.get() + (alignment - address % alignment) % alignment;
-    for (int64_t n = first; n < last; ++n) run(p, bands[n], aligned);
+    for (int64_t n = first; n < last; ++n)
+      for (Band band = bands[n]; band.phase_col < phases(p, p.width); ++band.phase_col) run(p, band, aligned);
   });
 }
 
@@ -169,6 +168,25 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
   return {output, logsumexp};
 }
 
+// Add up the partial gradients of the positions, in double, for one head or for all that share them. Such few
+// numbers take ATen's operators as long as a small map takes the kernels.
+template <typename T>
+void add_up(const Problem& p, T* row, T* col) {
+  const int64_t count = p.depth * p.kernel_size, parts = table_parts(p);
+  std::vector<double> sums(count);
+  for (int64_t head = 0; head < p.heads; ++head) {
+    for (int64_t image = 0; image < p.batch; ++image) {
+      const T* part = static_cast<const T*>(p.table_grads) + (image * p.heads + head) * parts * count;
+      for (int64_t m = 0; m < parts; ++m, part += count)
+        for (int64_t n = 0; n < count; ++n) sums[n] += part[n];
+    }
+    if (!p.rel_head && head + 1 < p.heads) continue;
+    std::copy_n(sums.begin(), count / 2, row + head * p.rel_head);
+    std::copy_n(sums.begin() + count / 2, count / 2, col + head * p.rel_head);
+    std::fill(sums.begin(), sums.end(), 0);
+  }
+}
+
 // Write the gradients of the maps where they are wanted, and return those of the positions.
 inline std::tuple<OptionalTensor, OptionalTensor> backward(
     const Tensor& grad, const Tensor& query, const OptionalTensor& key, const Tensor& value,
@@ -184,20 +202,16 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
   Tensor tables;
   if (row) {
     // One partial sum for some rows of the map, so that threads share none and the order is fixed.
-    const int64_t parts = p.dilation * p.dilation * ((p.height + TABLE_ROWS - 1) / TABLE_ROWS);
-    tables = at::zeros({p.batch, p.heads, parts, 2, p.depth / 2, p.kernel_size}, row->options());
+    tables = at::zeros({p.batch, p.heads, table_parts(p), p.depth, p.kernel_size}, row->options());
     p.table_grads = tables.data_ptr();
   }
   run_bands(p, cut(p, 2), true, kernels().backward);
   if (!row) return {OptionalTensor(), OptionalTensor()};
-  // As the positions are shared.
-  const bool shared = rel_row->size(0) == 1;
-  const Tensor total = shared ? tables.sum(at::IntArrayRef{0, 1, 2}).unsqueeze(0) : tables.sum(at::IntArrayRef{0, 2});
-  // Copied: a part of the whole would keep it.
-  const auto part = [&](int64_t n) {
-    return OptionalTensor(total.select(1, n).to(rel_row->scalar_type()).clone(at::MemoryFormat::Contiguous));
-  };
-  return {part(0), part(1)};
+  const Tensor grad_row = at::empty(rel_row->sizes(), row->options());
+  const Tensor grad_col = at::empty(rel_col->sizes(), col->options());
+  if (row->scalar_type() == at::kDouble) add_up(p, grad_row.data_ptr<double>(), grad_col.data_ptr<double>());
+  else add_up(p, grad_row.data_ptr<float>(), grad_col.data_ptr<float>());
+  return {grad_row.to(rel_row->scalar_type()), grad_col.to(rel_col->scalar_type())};
 }
 
 }  // namespace sasa

@@ -36,15 +36,30 @@ struct Problem {
 
   // Backward only.
   Map grad, grad_query, grad_key, grad_value;
-  // (B, heads, dilation^2, ceil(H / TABLE_ROWS), 2, depth / 2, k): each a sum over TABLE_ROWS rows.
+  // (B, heads, table_parts(), 2, depth / 2, k), zeros at first: each a sum over TABLE_ROWS rows of one phase.
   void* table_grads = nullptr;
 };
 
-// Rows [first, last) of one head of one image, at one phase of the dilation: the unit of parallel work.
+// Rows [first, last) of one head of one image, at one phase of the dilation. Bands that differ in the phase of
+// their columns alone are one thread's, since they add to the same gradients of the tables.
 struct Band {
   int64_t image, head, phase_row, phase_col;
   int64_t first, last;
 };
+
+// Static, for the reason above.
+
+// Of n rows or columns, how many are at a phase, and how many phases have any.
+static inline int64_t at_phase(const Problem& p, int64_t n, int64_t phase) {
+  return (n - phase + p.dilation - 1) / p.dilation;
+}
+static inline int64_t phases(const Problem& p, int64_t n) { return p.dilation < n ? p.dilation : n; }
+
+// Blocks of TABLE_ROWS rows at a phase, of which the first has the most, and at all phases as the first.
+static inline int64_t blocks(const Problem& p, int64_t phase_row) {
+  return (at_phase(p, p.height, phase_row) + TABLE_ROWS - 1) / TABLE_ROWS;
+}
+static inline int64_t table_parts(const Problem& p) { return phases(p, p.height) * blocks(p, 0); }
 
 struct Kernels {
   const char* capability;

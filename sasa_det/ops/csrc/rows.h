@@ -23,8 +23,8 @@ struct Layout {
       : k(p.kernel_size),
         radius(p.kernel_size / 2),
         depth(p.depth),
-        height((p.height - phase_row + p.dilation - 1) / p.dilation),
-        width((p.width - phase_col + p.dilation - 1) / p.dilation),
+        height(at_phase(p, p.height, phase_row)),
+        width(at_phase(p, p.width, phase_col)),
         margin(round_up(radius, Vector<T>::lanes)),
         padded(round_up(width, Vector<T>::lanes)),
         // Odd in vectors, so that a column of channels spreads over the sets of a cache.
