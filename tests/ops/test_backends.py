@@ -159,9 +159,17 @@ def test_output_may_be_changed_in_place(backend):
 
 
 @backends('native')
-def test_native_has_the_same_bits_at_any_thread_count(backend):
-    # So many heads that one thread takes whole maps, and more threads take parts.
-    case = Case(kernel_size=7, num_heads=4, depth=8, batch=1, size=(80, 45), border='mask')
+@pytest.mark.parametrize(
+    'case',
+    [
+        # So many heads that one thread takes whole maps, and more threads take parts.
+        Case(kernel_size=7, num_heads=4, depth=8, batch=1, size=(80, 45), border='mask'),
+        # So many phases that several share their sums of the positions' gradients.
+        Case(kernel_size=11, num_heads=2, depth=8, batch=1, size=(20, 13), dilation=7),
+    ],
+    ids=['rows', 'phases'],
+)
+def test_native_has_the_same_bits_at_any_thread_count(backend, case):
     inputs = case.inputs(torch.float32)
     threads = torch.get_num_threads()
     results = []

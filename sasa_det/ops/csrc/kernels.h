@@ -24,12 +24,11 @@ inline T* logsumexp_row(const Problem& p, const Band& band, int64_t y) {
          band.phase_col;
 }
 
-// Where the sums over TABLE_ROWS rows of a map at one phase are added; see problem.h.
+// Where the sums over TABLE_ROWS rows of a band are added; see problem.h.
 template <typename T>
 inline T* table_grads(const Problem& p, const Band& band, int64_t block) {
-  const int64_t part = band.phase_row * blocks(p, 0) + block;
-  return static_cast<T*>(p.table_grads) +
-         ((band.image * p.heads + band.head) * table_parts(p) + part) * p.depth * p.kernel_size;
+  const int64_t group = (band.image * p.heads + band.head) * table_groups(p) + band.group;
+  return static_cast<T*>(p.table_grads) + (group * blocks(p) + block) * p.depth * p.kernel_size;
 }
 
 template <typename T>

@@ -94,8 +94,8 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   p.height = query.size(2);
   p.width = query.size(3);
   p.kernel_size = options.kernel_size;
-  // All that are larger see the centre alone.
-  p.dilation = std::min(options.dilation, std::max(p.height, p.width));
+  // All that are larger see the centre alone. An empty map has none.
+  p.dilation = std::max<int64_t>(1, std::min(options.dilation, std::max(p.height, p.width)));
   p.mask = options.mask;
   p.scale = options.scale;
   switch (query.scalar_type()) {
@@ -110,6 +110,7 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   p.value = as_map(value);
   p.logsumexp = logsumexp.data_ptr();
   if (rel_row) {
+    TORCH_CHECK(rel_row->sizes() == rel_col->sizes(), "rel_row is ", rel_row->sizes(), ", rel_col ", rel_col->sizes());
     p.rel_row = rel_row->data_ptr();
     p.rel_col = rel_col->data_ptr();
     p.rel_head = rel_row->size(0) == 1 ? 0 : p.depth / 2 * p.kernel_size;
@@ -117,37 +118,41 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   return p;
 }
 
-// Enough bands to keep every thread busy, of no fewer than `least` blocks of TABLE_ROWS rows, since
-// neighbouring bands pack (and in the backward recompute) a radius of the same rows. The result does
-// not depend on it.
-inline std::vector<Band> cut(const Problem& p, int64_t least) {
-  constexpr int64_t block = TABLE_ROWS;
-  std::vector<Band> bands;
-  const int64_t maps = p.batch * p.heads * phases(p, p.height);
-  if (maps == 0) return bands;
+// What threads run at a time, bands that add to the same partial sums in a fixed order: enough to keep every thread
+// busy, of no fewer than `least` blocks of TABLE_ROWS rows, since neighbouring bands pack (and in the backward
+// recompute) a radius of the same rows. The result does not depend on how many there are.
+inline std::vector<std::vector<Band>> cut(const Problem& p, int64_t least) {
+  std::vector<std::vector<Band>> work;
+  const int64_t across = phases(p, p.width), all = phases(p, p.height) * across;
+  const int64_t groups = p.table_grads ? table_groups(p) : all, maps = p.batch * p.heads * groups;
+  if (maps == 0) return work;
   const int64_t wanted = (4 * at::get_num_threads() + maps - 1) / maps;
+  const int64_t count = std::max<int64_t>(1, std::min(wanted, blocks(p) / least));
   for (int64_t image = 0; image < p.batch; ++image)
     for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t row = 0; row < phases(p, p.height); ++row) {
-        const int64_t height = at_phase(p, p.height, row), all = blocks(p, row);
-        const int64_t count = std::max<int64_t>(1, std::min(wanted, all / least));
-        for (int64_t n = 0; n < count; ++n)
-          bands.push_back({image, head, row, 0, all * n / count * block,
-                           std::min(height, all * (n + 1) / count * block)});
-      }
-  return bands;
+      for (int64_t group = 0; group < groups; ++group)
+        for (int64_t n = 0; n < count; ++n) {
+          const int64_t first = blocks(p) * n / count * TABLE_ROWS, last = blocks(p) * (n + 1) / count * TABLE_ROWS;
+          work.emplace_back();
+          for (int64_t phase = all * group / groups; phase < all * (group + 1) / groups; ++phase) {
+            const int64_t row = phase / across, height = at_phase(p, p.height, row);
+            if (first < height)
+              work.back().push_back({image, head, row, phase % across, first, std::min(last, height), group});
+          }
+        }
+  return work;
 }
 
 template <typename Run>
-void run_bands(const Problem& p, const std::vector<Band>& bands, bool backward, const Run& run) {
+void run_bands(const Problem& p, const std::vector<std::vector<Band>>& work, bool backward, const Run& run) {
   constexpr int64_t alignment = 64;
   const int64_t bytes = kernels().scratch(p, backward) + alignment;
-  at::parallel_for(0, bands.size(), 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, work.size(), 1, [&](int64_t first, int64_t last) {
     const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     void* aligned = memory.get() + (alignment - address % alignment) % alignment;
     for (int64_t n = first; n < last; ++n)
-      for (Band band = bands[n]; band.phase_col < phases(p, p.width); ++band.phase_col) run(p, band, aligned);
+      for (const Band& band : work[n]) run(p, band, aligned);
   });
 }
 
@@ -172,7 +177,7 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
 // numbers take ATen's operators as long as a small map takes the kernels.
 template <typename T>
 void add_up(const Problem& p, T* row, T* col) {
-  const int64_t count = p.depth * p.kernel_size, parts = table_parts(p);
+  const int64_t count = p.depth * p.kernel_size, parts = table_groups(p) * blocks(p);
   std::vector<double> sums(count);
   for (int64_t head = 0; head < p.heads; ++head) {
     for (int64_t image = 0; image < p.batch; ++image) {
@@ -201,8 +206,8 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
   p.grad_value = as_map(grad_value);
   Tensor tables;
   if (row) {
-    // One partial sum for some rows of the map, so that threads share none and the order is fixed.
-    tables = at::zeros({p.batch, p.heads, table_parts(p), p.depth, p.kernel_size}, row->options());
+    // Partial sums, so that threads share none and the order is fixed.
+    tables = at::zeros({p.batch, p.heads, table_groups(p), blocks(p), p.depth, p.kernel_size}, row->options());
     p.table_grads = tables.data_ptr();
   }
   run_bands(p, cut(p, 2), true, kernels().backward);

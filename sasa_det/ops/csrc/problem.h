@@ -10,7 +10,7 @@ enum class Type : int { Float, Double, BFloat16, Half };
 // Edge of the largest window: stack buffers are made for it.
 constexpr int64_t LARGEST_KERNEL = 127;
 
-// Rows over which a gradient of the tables is summed before it is stored. Bands begin at a multiple,
+// Rows over which a gradient of the tables is summed before it is added to others. Bands begin at a multiple,
 // so that the sums do not depend on how a map is cut.
 constexpr int64_t TABLE_ROWS = 16;
 
@@ -36,30 +36,37 @@ struct Problem {
 
   // Backward only.
   Map grad, grad_query, grad_key, grad_value;
-  // (B, heads, table_parts(), 2, depth / 2, k), zeros at first: each a sum over TABLE_ROWS rows of one phase.
+  // (B, heads, table_groups(), blocks(), 2, depth / 2, k), zeros at first: partial sums, each over TABLE_ROWS rows
+  // of the phases of a group.
   void* table_grads = nullptr;
 };
 
-// Rows [first, last) of one head of one image, at one phase of the dilation. Bands that differ in the phase of
-// their columns alone are one thread's, since they add to the same gradients of the tables.
+// Rows [first, last) of one head of one image, at one phase of the dilation.
 struct Band {
   int64_t image, head, phase_row, phase_col;
   int64_t first, last;
+  int64_t group;  // of phases, which add to the same partial sums
 };
 
-// Static, for the reason above.
+// The functions here are static for the reason above.
 
-// Of n rows or columns, how many are at a phase, and how many phases have any.
+// How many of n rows or columns are at a phase, and how many phases have any.
 static inline int64_t at_phase(const Problem& p, int64_t n, int64_t phase) {
   return (n - phase + p.dilation - 1) / p.dilation;
 }
 static inline int64_t phases(const Problem& p, int64_t n) { return p.dilation < n ? p.dilation : n; }
 
-// Blocks of TABLE_ROWS rows at a phase, of which the first has the most, and at all phases as the first.
-static inline int64_t blocks(const Problem& p, int64_t phase_row) {
-  return (at_phase(p, p.height, phase_row) + TABLE_ROWS - 1) / TABLE_ROWS;
+// Blocks of TABLE_ROWS rows at the first phase, which has the most.
+static inline int64_t blocks(const Problem& p) {
+  return (at_phase(p, p.height, 0) + TABLE_ROWS - 1) / TABLE_ROWS;
 }
-static inline int64_t table_parts(const Problem& p) { return phases(p, p.height) * blocks(p, 0); }
+
+// Into how many groups the phases fall: as many as there are, unless the partial sums took more than a fourth of a map.
+static inline int64_t table_groups(const Problem& p) {
+  const int64_t all = phases(p, p.height) * phases(p, p.width);
+  const int64_t most = all ? p.height * p.width / (4 * p.kernel_size * blocks(p)) : 0;
+  return most < 1 ? 1 : most < all ? most : all;
+}
 
 struct Kernels {
   const char* capability;
