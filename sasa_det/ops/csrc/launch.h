@@ -118,41 +118,32 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   return p;
 }
 
-// What threads run at a time, bands that add to the same partial sums in a fixed order: enough to keep every thread
-// busy, of no fewer than `least` blocks of TABLE_ROWS rows, since neighbouring bands pack (and in the backward
-// recompute) a radius of the same rows. The result does not depend on how many there are.
-inline std::vector<std::vector<Band>> cut(const Problem& p, int64_t least) {
-  std::vector<std::vector<Band>> work;
-  const int64_t across = phases(p, p.width), all = phases(p, p.height) * across;
-  const int64_t groups = p.table_grads ? table_groups(p) : all, maps = p.batch * p.heads * groups;
-  if (maps == 0) return work;
-  const int64_t wanted = (4 * at::get_num_threads() + maps - 1) / maps;
-  const int64_t count = std::max<int64_t>(1, std::min(wanted, blocks(p) / least));
-  for (int64_t image = 0; image < p.batch; ++image)
-    for (int64_t head = 0; head < p.heads; ++head)
-      for (int64_t group = 0; group < groups; ++group)
-        for (int64_t n = 0; n < count; ++n) {
-          const int64_t first = blocks(p) * n / count * TABLE_ROWS, last = blocks(p) * (n + 1) / count * TABLE_ROWS;
-          work.emplace_back();
-          for (int64_t phase = all * group / groups; phase < all * (group + 1) / groups; ++phase) {
-            const int64_t row = phase / across, height = at_phase(p, p.height, row);
-            if (first < height)
-              work.back().push_back({image, head, row, phase % across, first, std::min(last, height), group});
-          }
-        }
-  return work;
-}
-
+// Cut the map into enough pieces to keep every thread busy, of no fewer than `least` blocks of TABLE_ROWS rows, since
+// neighbouring bands pack (and in the backward recompute) a radius of the same rows. A piece is the bands of a group
+// of phases, whose order is fixed, as they add to the same partial sums. The result does not depend on the pieces.
 template <typename Run>
-void run_bands(const Problem& p, const std::vector<std::vector<Band>>& work, bool backward, const Run& run) {
+void run_bands(const Problem& p, int64_t least, bool backward, const Run& run) {
   constexpr int64_t alignment = 64;
+  const int64_t across = phases(p, p.width), all = phases(p, p.height) * across;
+  const int64_t groups = p.table_grads ? table_groups(p) : all, whole = p.batch * p.heads * groups;
+  if (whole == 0) return;
+  const int64_t wanted = (4 * at::get_num_threads() + whole - 1) / whole;
+  const int64_t pieces = std::max<int64_t>(1, std::min(wanted, blocks(p) / least));
   const int64_t bytes = kernels().scratch(p, backward) + alignment;
-  at::parallel_for(0, work.size(), 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, whole * pieces, 1, [&](int64_t first, int64_t last) {
     const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     void* aligned = memory.get() + (alignment - address % alignment) % alignment;
-    for (int64_t n = first; n < last; ++n)
-      for (const Band& band : work[n]) run(p, band, aligned);
+    for (int64_t n = first; n < last; ++n) {
+      const int64_t map = n / pieces / groups, group = n / pieces % groups, piece = n % pieces;
+      const int64_t top = blocks(p) * piece / pieces * TABLE_ROWS;
+      const int64_t end = blocks(p) * (piece + 1) / pieces * TABLE_ROWS;
+      for (int64_t phase = all * group / groups; phase < all * (group + 1) / groups; ++phase) {
+        const int64_t row = phase / across, height = at_phase(p, p.height, row);
+        const Band band{map / p.heads, map % p.heads, row, phase % across, top, std::min(end, height), group};
+        if (band.first < band.last) run(p, band, aligned);
+      }
+    }
   });
 }
 
@@ -169,7 +160,7 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
   const OptionalTensor row = as_table(rel_row, query), col = as_table(rel_col, query);
   auto p = describe(query, key, value, row, col, logsumexp, options);
   p.output = as_map(output);
-  run_bands(p, cut(p, 1), false, kernels().forward);
+  run_bands(p, 1, false, kernels().forward);
   return {output, logsumexp};
 }
 
@@ -210,7 +201,7 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
     tables = at::zeros({p.batch, p.heads, table_groups(p), blocks(p), p.depth, p.kernel_size}, row->options());
     p.table_grads = tables.data_ptr();
   }
-  run_bands(p, cut(p, 2), true, kernels().backward);
+  run_bands(p, 2, true, kernels().backward);
   if (!row) return {OptionalTensor(), OptionalTensor()};
   const Tensor grad_row = at::empty(rel_row->sizes(), row->options());
   const Tensor grad_col = at::empty(rel_col->sizes(), col->options());
