@@ -162,12 +162,15 @@ def test_output_may_be_changed_in_place(backend):
 @pytest.mark.parametrize(
     'case',
     [
-        # So many heads that one thread takes whole maps, and more threads take parts.
+        # So many heads that one thread takes whole maps, and more threads take parts. Rows go by three, and
+        # what three windows span has each remainder.
+        Case(kernel_size=5, num_heads=4, depth=8, batch=1, size=(80, 45)),
         Case(kernel_size=7, num_heads=4, depth=8, batch=1, size=(80, 45), border='mask'),
+        Case(kernel_size=9, num_heads=4, depth=6, batch=1, size=(82, 45)),
         # So many phases that several share their sums of the positions' gradients.
         Case(kernel_size=11, num_heads=2, depth=8, batch=1, size=(20, 13), dilation=7),
     ],
-    ids=['rows', 'phases'],
+    ids=['rows 5', 'rows 7', 'rows 9', 'phases'],
 )
 def test_native_has_the_same_bits_at_any_thread_count(backend, case):
     inputs = case.inputs(torch.float32)
@@ -188,7 +191,7 @@ def test_native_has_the_same_bits_at_any_thread_count(backend, case):
 @backends('native')
 @pytest.mark.parametrize('kernel_size, height', [(67, 80), (73, 96)])
 def test_native_windows_larger_than_a_band(kernel_size, height, backend):
-    # The second band's windows reach above the map, so that its groups of rows begin elsewhere.
+    # The second band's windows reach above the map, and below it.
     case = Case(
         kernel_size=kernel_size, num_heads=1, depth=2, batch=1, size=(height, 3), border='mask'
     )

@@ -104,7 +104,7 @@ inline Span<T> weighted(const Layout<T>& at, const Logits<T>& tile, const T* con
   constexpr int64_t L = Vector<T>::lanes;
   const int64_t k = at.k;
   const T* weights = reinterpret_cast<const T*>(tile.logits);
-  return {rows, seen.begin, seen.end, 1 - k, k, at.stride, weights, (k * k - k) * L, k * L, L};
+  return {rows, k, at.stride, weights, (k * k - k) * L, k * L, L, seen.begin, seen.end};
 }
 
 // out[g][i][j] = bias[g] + a[g] . rows[i + g] shifted by j, for a tile and the windows of G rows. What lies in
@@ -119,7 +119,8 @@ inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* 
     const Vec<T>* own = bias + first * 2 * k;
     as_group(last - first + 1, [&](auto count) {
       if constexpr (count.value > G) return;
-      in_pieces(k, [&](auto neighbours, int64_t n) {
+      // A row alone takes few registers, and each product of few sums would wait for the one before.
+      in_pieces<count.value == 1 ? 9 : MAX_NEIGHBOURS>(k, [&](auto neighbours, int64_t n) {
         const Bias<T> start{own + u - first, own + k + n, 2 * k};
         dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth,
                                             at.stride, start,
@@ -270,14 +271,17 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         by_channels(at.depth, [&](auto count, int64_t c) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
-            V sums[G * N];
-            window_sums<G, N, 1>(window_values, at.margin + x0 + v * L - radius + c * at.stride,
-                                 v * GROUP * window * L, sums, &fetch.next());
+            const Places<G, T> places(to, x0 + v * L + c * at.stride, at.stride);
             const V* share = tile.peak + v * GROUP;
-            const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
-              store(where, sums[g * N + n] * share[g]);
+            const auto put = [=](V(&sum)[G][N]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+              for (int g = 0; g < G; ++g)
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) sum[g][n] *= share[g];
+              places.write(sum);
             };
-            each_sum<G, N>(to, x0 + v * L + c * at.stride, at.stride, put);
+            window_sums<G, N>(window_values, at.margin + x0 + v * L - radius + c * at.stride,
+                              v * GROUP * window * L, put, &fetch.next());
           }
         });
       });
@@ -333,6 +337,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   const Ring<T> queries{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
   const Ring<T> grads{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
   const Ring<T> out{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
+  T* spare = scratch.take(at.map_row());  // for what is spread over rows that are not the band's
   // Of each row of the group and neighbour of the window, a row of weights, and of what they pull at the
   // logits, d loss / d logit: in the place of the neighbour, for the sums over the queries that see it.
   T* weights = scratch.take(GROUP * at.pair_row());
@@ -351,45 +356,32 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   const T* value_rows[LARGEST_SPAN];
 
   // Add to the gradients of keys or values what the queries of a group add.
-  auto spread = [&](int64_t y, int64_t rows, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
-    const T* map_rows[GROUP];
-    maps.point(y, rows, 0, map_rows);
-    const int64_t top = y - radius;
-    const int64_t last = y + rows + radius < band.last ? y + rows + radius : band.last;
+  auto spread = [&](int64_t y, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
+    const T* rows[GROUP];
+    maps.point(y, GROUP, at.margin + radius, rows);
+    const int64_t top = y - radius, down = k * at.stride;  // from a row of the windows to the next
+    T* to[LARGEST_SPAN];
+    for (int64_t n = 0; n < round_up(span, GROUP); ++n) {
+      const bool own = n < span && top + n >= band.first && top + n < band.last;
+      to[n] = at.margin + (own ? results.row(top + n) : spare);
+    }
     by_tiles(at, [&](int64_t x0, int64_t vectors) {
       by_channels(at.depth, [&](auto count, int64_t c) {
-        constexpr int N = count.value;
-        for (int64_t row = top > band.first ? top : band.first; row < last; row += GROUP) {
-          const int64_t wide = last - row < GROUP ? last - row : GROUP;
-          const int64_t down = k * at.stride;  // from a row of the windows to the next
-          const Span<T> seeing{map_rows, 0, rows, top - row, k, at.stride, pairs + (row - top) * down,
-                               down, at.pair_row() - down, at.stride};
-          T* to[GROUP];
-          results.point(row, wide, 0, to);
-          as_group(wide, [&](auto group) {
-            constexpr int G = group.value;
-            for (int64_t v = 0; v < vectors; ++v) {
-              const int64_t x = at.margin + x0 + v * L;
-              V sums[G * N];
-              const auto get = [&](int g, int n, const T* where) __attribute__((always_inline)) {
-                sums[g * N + n] = load(where);
-              };
-              const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
-                store(where, sums[g * N + n]);
-              };
-              each_sum<G, N>(to, x + c * at.stride, at.stride, get);
-              window_sums<G, N, -1>(seeing, x + radius + c * at.stride, x, sums);
-              each_sum<G, N>(to, x + c * at.stride, at.stride, put);
-            }
+        for (int64_t n = 0; n < span; n += GROUP) {
+          if (top + n + GROUP <= band.first || top + n >= band.last) continue;
+          const Span<T> seeing{rows, k, at.stride, pairs + at.margin + n * down, down, at.pair_row() - down, at.stride,
+                               0, GROUP};
+          as_spread(n, k, [&](auto low, auto high) {
+            spread_group<low.value, high.value, count.value>(seeing, x0, c * at.stride, to + n, vectors);
           });
         }
       });
     });
   };
 
-  // The keys of this band are seen by queries up to a radius above and below it.
-  const int64_t first = band.first > radius ? band.first - radius : 0;
-  const int64_t last = band.last + radius < at.height ? band.last + radius : at.height;
+  // The keys of this band are seen by queries up to a radius above and below it. Whole groups of them are computed.
+  const int64_t first = band.first > radius ? (band.first - radius) / GROUP * GROUP : 0;
+  const int64_t below = round_up(band.last + radius, GROUP), last = below < at.height ? below : at.height;
   int64_t next = first > radius ? first - radius : 0;  // row of keys to bring in
   int64_t done = band.first;                           // rows of keys whose gradients are written
   for (int64_t y = first; y < last; y += GROUP) {
@@ -429,7 +421,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
                           nullptr, vectors);
         for (int64_t v = 0; v < vectors; ++v)
           for (int g = 0; g < G; ++g) {
-            const int64_t x = x0 + v * L, n = v * GROUP + g, place = g * at.pair_row() + at.margin + x - radius;
+            const int64_t x = x0 + v * L, n = v * GROUP + g;
+            const int64_t place = g * at.pair_row() + at.margin + x - radius;
             V* cols = tile.bias + n * 2 * k;
             pull_weights<T>(k, at.stride, load(shift + g * at.stride + x), tile.logits + n * window,
                             pull.logits + n * window, cols, weights + place, pulls + place,
@@ -441,29 +434,40 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
             const int64_t x = x0 + v * L;
-            V sums[G * N];
-            if (has_key)
-              window_sums<G, N, 1>(window_keys, at.margin + x - radius + c * at.stride, v * GROUP * window * L,
-                                   sums);
-            else
-              for (V& sum : sums) sum = V{};
-            const auto put = [&](int g, int n, T* where) __attribute__((always_inline)) {
-              V sum = sums[g * N + n];
-              if (tables.row) {
-                const bool is_row = c + n < half;
-                const T* table = is_row ? tables.row + (c + n) * k : tables.col + (c + n - half) * k;
-                const T* by = (is_row ? by_row : by_col) + g * k * at.stride + x;
-                for (int64_t t = 0; t < k; ++t) sum += table[t] * load(by + t * at.stride);
+            const Places<G, T> places(to, x + c * at.stride, at.stride);
+            const int64_t stride = at.stride;
+            const auto put = [=](V(&sum)[G][N]) __attribute__((always_inline)) {
+              const auto add = [&](int first, int end) __attribute__((always_inline)) {
+                const int64_t channel = c + first;
+                if (channel < half) add_table(tables.row + channel * k, by_row + x, k, stride, first, end, sum);
+                else add_table(tables.col + (channel - half) * k, by_col + x, k, stride, first, end, sum);
+              };
+              if (tables.row && (c + N <= half || c >= half)) {
+                add(0, N);
+              } else if (tables.row) {  // rows have some of these channels, and columns the rest
+#pragma GCC unroll 16
+                for (int n = 0; n < N; ++n) add(n, n + 1);
               }
-              store(where, sum);
+              places.write(sum);
             };
-            each_sum<G, N>(to, x + c * at.stride, at.stride, put);
+            if (has_key) {
+              window_sums<G, N>(window_keys, at.margin + x - radius + c * at.stride, v * GROUP * window * L, put);
+            } else {
+              V sum[G][N]{};
+              put(sum);
+            }
           }
         });
       });
     });
-    if (has_key) spread(y, rows, pulls, queries, key_grads);
-    spread(y, rows, weights, grads, value_grads);
+    for (int64_t g = rows; g < GROUP; ++g) {  // rows below the map spread nothing
+      clear(queries.row(y + g), at.map_row());
+      clear(grads.row(y + g), at.map_row());
+      clear(weights + g * at.pair_row(), at.pair_row());
+      clear(pulls + g * at.pair_row(), at.pair_row());
+    }
+    if (has_key) spread(y, pulls, queries, key_grads);
+    spread(y, weights, grads, value_grads);
     // Rows above and below the band are their own bands' to write and to count.
     const int64_t own_first = y > band.first ? y : band.first;
     const int64_t own_last = y + rows < band.last ? y + rows : band.last;
@@ -473,7 +477,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const int64_t g = row - y;
       const T* q = queries.row(row) + at.margin;
       for (int64_t c = 0; c < at.depth; ++c)
-        in_pieces(k, [&](auto count, int64_t n) {
+        in_pieces<9>(k, [&](auto count, int64_t n) {
           row_dots<count.value>(q + c * at.stride,
                                 (c < half ? by_row : by_col) + (g * k + n) * at.stride, at.padded,
                                 at.stride, table_sums + c * k + n);
@@ -502,7 +506,7 @@ int64_t scratch_elements(const Problem& p, bool backward) {
   const int64_t k = at.k, lanes = Vector<T>::lanes, span = span_of(k), tile = Logits<T>::elements(k);
   const int64_t spare = 32 * lanes;  // what rounding up may add
   if (!backward) return (2 * span + 2 * GROUP) * at.map_row() + tile + spare;
-  return (4 * span + 3 * GROUP) * at.map_row() + 2 * GROUP * at.pair_row() +
+  return (4 * span + 3 * GROUP + 1) * at.map_row() + 2 * GROUP * at.pair_row() +
          (2 * k + 1) * GROUP * at.stride + 2 * tile + at.depth * k * lanes + spare;
 }
 

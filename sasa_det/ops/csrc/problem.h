@@ -48,7 +48,7 @@ struct Band {
   int64_t group;  // of phases, which add to the same partial sums
 };
 
-// The functions here are static for the reason above.
+// Static, so that each file has its own, compiled for its own CPU capability.
 
 // How many of n rows or columns are at a phase, and how many phases have any.
 static inline int64_t at_phase(const Problem& p, int64_t n, int64_t phase) {

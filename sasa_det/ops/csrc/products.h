@@ -20,11 +20,11 @@ struct Count {
   static constexpr int value = N;
 };
 
-// Call fn with the number of neighbours as a compile-time constant, k at once or in pieces.
-template <typename F>
+// Call fn with the number of neighbours as a compile-time constant, k at once or in pieces, of MOST at the most.
+template <int MOST = MAX_NEIGHBOURS, typename F>
 inline void in_pieces(int64_t k, const F& fn) {
   int64_t n = 0;
-  if constexpr (MAX_NEIGHBOURS >= 9) {
+  if constexpr (MOST >= 9) {
     if (k == 9) return fn(Count<9>(), n);
     for (; n + 7 <= k; n += 7) fn(Count<7>(), n);
     if (n + 5 <= k) fn(Count<5>(), n), n += 5;
@@ -148,6 +148,22 @@ inline void table_dots(const T* const* a, int64_t offset, const T* table, int64_
     for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
 }
 
+// sum[g][n] += sum over t of table[n][t] * by[g][t], for the channels from first, with which the table begins, to
+// before end.
+template <int G, int N, typename T>
+inline __attribute__((always_inline)) void add_table(const T* table, const T* by, int64_t k, int64_t stride, int first,
+                                                     int end, Vec<T> (&sum)[G][N]) {
+  for (int64_t t = 0; t < k; ++t) {
+    Vec<T> weight[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) weight[g] = load(by + (g * k + t) * stride);
+#pragma GCC unroll 16
+    for (int n = first; n < end; ++n)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sum[g][n] += table[(n - first) * k + t] * weight[g];
+  }
+}
+
 // out[n] += sum over pixels of a * b[n], lane by lane.
 template <int N, typename T>
 inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec<T>* out) {
@@ -163,20 +179,19 @@ inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec
   for (int n = 0; n < N; ++n) out[n] = sum[n];
 }
 
-// What some sums run over: rows of a map, and for each the weights of each sum. Row s belongs to the sums
-// lead + s to lead + s + k - 1, of those that there are.
+// What the sums of a group run over: rows of a map, and for each the weights of each sum.
 template <typename T>
 struct Span {
   const T* const* rows;  // [s]
-  int64_t begin, end;    // of the rows that lie in the map
-  int64_t lead, k, stride;
+  int64_t k, stride;
   // Of sum 0, row 0 and its first neighbour, and how far it is to the next of each.
   const T* weights;
   int64_t next_sum, next_row, next_neighbour;
+  int64_t begin, end;  // of the rows, those that lie in the map
 };
 
-// Add to sum[g][n] row s of a span, for the sums FIRST to LAST. The shift goes left where DIRECTION is -1.
-template <int FIRST, int LAST, int DIRECTION, int G, int N, typename T>
+// Add to sum[g][n] row s of a span, for the sums FIRST to LAST.
+template <int FIRST, int LAST, int G, int N, typename T>
 inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t s, int64_t offset,
                                                    const T* weights, Vec<T> (&sum)[G][N]) {
   const T* row = span.rows[s] + offset;
@@ -189,27 +204,23 @@ inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t 
     for (int g = FIRST; g <= LAST; ++g) weight[g] = load(weights + g * span.next_sum);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const Vec<T> shifted = load_once(row + n * span.stride + DIRECTION * j);
+      const Vec<T> shifted = load_once(row + n * span.stride + j);
 #pragma GCC unroll 4
       for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
     }
   }
 }
 
-// Sums over a span, for one vector of pixels and N channels, with shifts to the left added to what is there:
-// sums[g * N + n] (+)= sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels.
-// Rows are added one by one, so that the bits do not depend on which of them make a span. Meanwhile lines of a
-// map are brought in.
-template <int G, int N, int DIRECTION, typename T>
-__attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset,
-                                           Vec<T>* sums, Walk* fetching = nullptr) {
-  Vec<T> sum[G][N];
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g)
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[g][n] = DIRECTION > 0 ? Vec<T>{} : sums[g * N + n];
-  const int64_t lead = span.lead, k = span.k;
-  int64_t s = span.begin > 1 - k - lead ? span.begin : 1 - k - lead;
+// Sums over the windows of a group, for one vector of pixels and N channels, which are handed to use(sum):
+// sum[g][n] = sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels, where window g has row s.
+// use is by value, as stores may alias what is captured by reference. Rows are added one by one, so that the bits do
+// not depend on where a group begins. Meanwhile lines of a map are brought in.
+template <int G, int N, typename T, typename Use>
+__attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset, Use use,
+                                           Walk* fetching = nullptr) {
+  Vec<T> sum[G][N]{};
+  const int64_t k = span.k;
+  int64_t s = span.begin;
   const T* weights = span.weights + weight_offset + s * span.next_row;
   Walk walk;
   if (fetching) walk = *fetching;
@@ -218,41 +229,102 @@ __attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, 
     if (bound > span.end) bound = span.end;
     for (; s < bound; ++s, weights += span.next_row) {
       walk.go_on();
-      add_row<first.value, last.value, DIRECTION>(span, s, offset, weights, sum);
+      add_row<first.value, last.value>(span, s, offset, weights, sum);
     }
   };
   const Count<0> top;
   const Count<1> middle;
   const Count<G - 1> bottom;
   if (k >= G) {
-    if constexpr (G > 1) until(2 - k - lead, top, top);
-    if constexpr (G > 2) until(3 - k - lead, top, middle);
-    until(1 - lead, top, bottom);
-    if constexpr (G > 2) until(2 - lead, middle, bottom);
-    if constexpr (G > 1) until(G - lead, bottom, bottom);
+    if constexpr (G > 1) until(1, top, top);
+    if constexpr (G > 2) until(2, top, middle);
+    until(k, top, bottom);
+    if constexpr (G > 2) until(k + 1, middle, bottom);
+    if constexpr (G > 1) until(k + G - 1, bottom, bottom);
   } else if constexpr (G > 1) {  // a row and a sum for each other: k is odd, and 1
-    until(1 - lead, top, top);
-    if constexpr (G > 2) until(2 - lead, middle, middle);
-    until(G - lead, bottom, bottom);
+    until(1, top, top);
+    if constexpr (G > 2) until(2, middle, middle);
+    until(G, bottom, bottom);
   }
-#pragma GCC unroll 4
-  for (int g = 0; g < G; ++g)
-#pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sums[g * N + n] = sum[g][n];
   if (fetching) *fetching = walk;
+  use(sum);
 }
 
-// Call fn with each row and channel of some sums and where they belong, channels a stride apart. Rows are
-// copied first: what fn stores may alias them.
-template <int G, int N, typename T, typename F>
-inline __attribute__((always_inline)) void each_sum(T* const* rows, int64_t offset, int64_t stride, const F& fn) {
-  T* to[G];
+// Where sums belong: some channels of G packed rows.
+template <int G, typename T>
+struct Places {
+  T* row[G];
+  int64_t stride;  // from a channel to the next
+
+  Places(T* const* rows, int64_t offset, int64_t stride) : stride(stride) {
 #pragma GCC unroll 4
-  for (int g = 0; g < G; ++g) to[g] = rows[g] + offset;
+    for (int g = 0; g < G; ++g) row[g] = rows[g] + offset;
+  }
+  template <int N>
+  void write(const Vec<T> (&sum)[G][N]) const {
 #pragma GCC unroll 4
-  for (int g = 0; g < G; ++g)
+    for (int g = 0; g < G; ++g)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) fn(g, n, to[g] + n * stride);
+      for (int n = 0; n < N; ++n) store(row[g] + n * stride, sum[g][n]);
+  }
+};
+
+// Add to a group of rows, for N channels of a tile, what a group of rows spreads over them:
+// to[g][n] += sum over j, s of weights[s][g][j] * rows[s][n] shifted by j pixels to the left, g - s being LOW to HIGH.
+// In one loop: row by row, as much time went by between the loops as in them.
+template <int LOW, int HIGH, int N, typename T>
+__attribute__((noinline)) void spread_group(const Span<T>& span, int64_t x, int64_t channel, T* const* to,
+                                            int64_t vectors) {
+  const int64_t k = span.k, stride = span.stride, next_sum = span.next_sum, next_neighbour = span.next_neighbour;
+  for (int64_t v = 0; v < vectors; ++v, x += Vector<T>::lanes) {
+    Vec<T> sum[GROUP][N]{};
+    const T *row[GROUP], *weights[GROUP];
+#pragma GCC unroll 4
+    for (int s = 0; s < GROUP; ++s) {
+      row[s] = span.rows[s] + x + channel;
+      weights[s] = span.weights + x + s * span.next_row;
+    }
+    for (int64_t j = 0; j < k; ++j) {
+#pragma GCC unroll 4
+      for (int s = 0; s < GROUP; ++s) {
+        if (s + HIGH < 0) continue;
+        Vec<T> weight[GROUP];
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUP; ++g)
+          if (g - s >= LOW && g - s <= HIGH) weight[g] = load(weights[s] + g * next_sum);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+          const Vec<T> shifted = load_once(row[s] + n * stride);
+#pragma GCC unroll 4
+          for (int g = 0; g < GROUP; ++g)
+            if (g - s >= LOW && g - s <= HIGH) sum[g][n] += weight[g] * shifted;
+        }
+        --row[s], weights[s] += next_neighbour;
+      }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < GROUP; ++g)
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        T* place = to[g] + x + channel + n * stride;
+        store(place, load(place) + sum[g][n]);
+      }
+  }
+}
+
+// Call fn with the least and the largest g - s for which the window of row s has row g, where the window of s = 0
+// begins `above` rows above g = 0.
+template <typename F>
+inline void as_spread(int64_t above, int64_t k, const F& fn) {
+  static_assert(GROUP == 3, "all that there are, for odd windows");
+  if (above == 0) return k == 1 ? fn(Count<0>(), Count<0>()) : fn(Count<0>(), Count<2>());
+  switch (k - 1 - above) {
+    case -2: return fn(Count<-2>(), Count<-2>());
+    case -1: return fn(Count<-2>(), Count<-1>());
+    case 0: return fn(Count<-2>(), Count<0>());
+    case 1: return fn(Count<-2>(), Count<1>());
+    default: return fn(Count<-2>(), Count<2>());
+  }
 }
 
 }  // namespace

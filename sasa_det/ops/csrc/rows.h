@@ -6,10 +6,11 @@
 namespace sasa {
 namespace {
 
-// Rows of queries that advance together.
+// Rows of queries that advance together. In the backward such groups begin at multiples of it: what the rows of a group
+// spread is summed before it is added, and no sum may depend on where a band begins.
 constexpr int GROUP = 3;
-// Rows that stack buffers are made for: at least those that the windows of a group span.
-constexpr int64_t LARGEST_SPAN = LARGEST_KERNEL + 1 + GROUP;
+// Rows that stack buffers are made for: at least those that the windows of a group span, up to whole groups.
+constexpr int64_t LARGEST_SPAN = LARGEST_KERNEL + 2 * GROUP;
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
