@@ -60,7 +60,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--shapes', nargs='+', default=['P3'], choices=[*SIZES, 'all'])
+    parser.add_argument(
+        '--shapes', nargs='+', default=['P3'], choices=[*SIZES, 'all'], help='all: but P2'
+    )
     parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
     parser.add_argument('--batches', nargs='+', type=int, default=[1])
     parser.add_argument('--subjects', nargs='+', default=SUBJECTS[:-1], choices=SUBJECTS)
@@ -75,6 +77,16 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention'))
     parser.add_argument('--memory-of', metavar='SUBJECT', help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not all(size > 0 and size % 2 for size in options.kernel_sizes):
+        parser.error(f'--kernel-sizes {options.kernel_sizes}: all must be odd and positive')
+    if min(*options.batches, *options.threads) < 1:
+        parser.error(
+            f'--batches {options.batches}, --threads {options.threads}: none may be below 1'
+        )
+    if options.seconds <= 0 or options.turn < 0:
+        parser.error(
+            f'--seconds {options.seconds}, --turn {options.turn}: none may be below 0, nor seconds 0'
+        )
     torch.set_num_threads(options.threads[0])
     names = ['conv3x3', *(name for name in options.subjects if name != 'conv3x3')]
     cases = [
