@@ -26,7 +26,15 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
+from measuring import (
+    above_zero,
+    as_markdown,
+    describe_machine,
+    in_own_process,
+    peak_growth,
+    take_turns,
+    write,
+)
 from rich.progress import Progress
 from subjects import SHAPES, Subject, as_row
 
@@ -64,12 +72,18 @@ def main() -> None:
         '--shapes', nargs='+', default=['P3'], choices=[*SIZES, 'all'], help='all: but P2'
     )
     parser.add_argument('--kernel-sizes', nargs='+', type=int, default=[7])
-    parser.add_argument('--batches', nargs='+', type=int, default=[1])
+    parser.add_argument('--batches', nargs='+', type=above_zero(int), default=[1])
     parser.add_argument('--subjects', nargs='+', default=SUBJECTS[:-1], choices=SUBJECTS)
     parser.add_argument(
-        '--threads', nargs='+', type=int, default=[torch.get_num_threads()], help="default: torch's"
+        '--threads',
+        nargs='+',
+        type=above_zero(int),
+        default=[torch.get_num_threads()],
+        help="default: torch's",
     )
-    parser.add_argument('--seconds', type=float, default=5, help='for each subject (%(default)s)')
+    parser.add_argument(
+        '--seconds', type=above_zero(float), default=5, help='for each subject (%(default)s)'
+    )
     parser.add_argument(
         '--turn', type=float, default=0, metavar='SECONDS', help='default: one call'
     )
@@ -79,14 +93,8 @@ def main() -> None:
     options = parser.parse_args()
     if not all(size > 0 and size % 2 for size in options.kernel_sizes):
         parser.error(f'--kernel-sizes {options.kernel_sizes}: all must be odd and positive')
-    if min(*options.batches, *options.threads) < 1:
-        parser.error(
-            f'--batches {options.batches}, --threads {options.threads}: none may be below 1'
-        )
-    if options.seconds <= 0 or options.turn < 0:
-        parser.error(
-            f'--seconds {options.seconds}, --turn {options.turn}: none may be below 0, nor seconds 0'
-        )
+    if options.turn < 0:
+        parser.error(f'--turn {options.turn}: must not be below 0')
     torch.set_num_threads(options.threads[0])
     names = ['conv3x3', *(name for name in options.subjects if name != 'conv3x3')]
     cases = [

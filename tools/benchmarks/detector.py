@@ -20,7 +20,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
+from measuring import (
+    above_zero,
+    as_markdown,
+    describe_machine,
+    in_own_process,
+    peak_growth,
+    take_turns,
+    write,
+)
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
@@ -113,10 +121,14 @@ def main() -> None:
         '--configs', nargs='+', default=names, metavar='NAME',
         help='names in configs/retinanet, or paths (all eight mixes)',
     )  # fmt: skip
-    parser.add_argument('--size', type=int, default=640, help='edge of the image in pixels')
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--threads', type=int, help="default: torch's")
-    parser.add_argument('--seconds', type=float, default=30, help='for each (%(default)s)')
+    parser.add_argument(
+        '--size', type=above_zero(int), default=640, help='edge of the image in pixels'
+    )
+    parser.add_argument('--batch', type=above_zero(int), default=1)
+    parser.add_argument('--threads', type=above_zero(int), help="default: torch's")
+    parser.add_argument(
+        '--seconds', type=above_zero(float), default=30, help='for each (%(default)s)'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/detector'))
     parser.add_argument('--memory-of', choices=('train', 'infer'), help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -19,7 +19,15 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from measuring import as_markdown, describe_machine, in_own_process, peak_growth, take_turns, write
+from measuring import (
+    above_zero,
+    as_markdown,
+    describe_machine,
+    in_own_process,
+    peak_growth,
+    take_turns,
+    write,
+)
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -83,10 +91,14 @@ def main() -> None:
     )
     names = sorted(path.stem for path in CONFIGS.glob('*.py'))
     parser.add_argument('--configs', nargs='+', default=CHOSEN, choices=names, metavar='NAME')
-    parser.add_argument('--size', type=int, default=640, help='edge of the image in pixels')
-    parser.add_argument('--batch', type=int, default=1)
-    parser.add_argument('--threads', type=int, help="default: torch's")
-    parser.add_argument('--seconds', type=float, default=30, help='for each (%(default)s)')
+    parser.add_argument(
+        '--size', type=above_zero(int), default=640, help='edge of the image in pixels'
+    )
+    parser.add_argument('--batch', type=above_zero(int), default=1)
+    parser.add_argument('--threads', type=above_zero(int), help="default: torch's")
+    parser.add_argument(
+        '--seconds', type=above_zero(float), default=30, help='for each (%(default)s)'
+    )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/export'))
     parser.add_argument('--memory-of', choices=RUNTIMES, help=argparse.SUPPRESS)
     options = parser.parse_args()

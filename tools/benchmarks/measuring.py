@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine in words, timing by turns, memory by processes of their own."""
 
+import argparse
 import ctypes
 import json
 import os
@@ -188,6 +189,19 @@ def take_turns(
         name: {measure: statistics.median(values) for measure, values in measures.items()}
         for name, measures in times.items()
     }
+
+
+def above_zero(number: type) -> Callable:
+    """Give argparse a type of numbers above zero, of int or of float."""
+
+    def parse(text: str):
+        value = number(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f'{text} is not above 0')
+        return value
+
+    parse.__name__ = number.__name__  # what argparse calls text that is none
+    return parse
 
 
 def peak_growth(call: Callable) -> int:
