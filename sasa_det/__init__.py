@@ -8,14 +8,14 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from .stack import require_stack
+from .environment.stack import require_stack
 from .version import __version__
 
 __all__ = ['__version__', 'register']
 
 # The doctor must start where the stack is broken, since it says what to mend, and the command line
 # where it is slow to import: they register when they need to.
-_MODULES = {'sasa_det.cli', 'sasa_det.doctor'}
+_MODULES = {'sasa_det.cli', 'sasa_det.environment.doctor'}
 _SCRIPT = 'sasa-det'
 
 
@@ -35,24 +35,15 @@ def register() -> None:
         True
     """
     require_stack()
-    from .torchvision_ops import declare_missing_ops
+    from .environment.torchvision_ops import declare_missing_ops
 
     declare_missing_ops()
-    from .checkpoint import allow_checkpoint_types
+    from .checkpoints.loading import allow_checkpoint_types
 
     allow_checkpoint_types()
-    from . import (  # noqa: F401
-        attention_hook,
-        checkpoint_hook,
-        cpu_distributed,
-        data,
-        epoch_seed_hook,
-        layers,
-        models,
-        ops,
-        registry,
-    )
-    from .analysis import flops
+    from . import data, layers, models, ops, registry  # noqa: F401
+    from .engine import distributed, hooks  # noqa: F401
+    from .evaluation import flops
 
     flops.register()
 

@@ -18,12 +18,12 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sasa_det.analysis.costs import count_costs
-from sasa_det.analysis.paper_tables import Classifier, build_model
+from sasa_det.evaluation.costs import count_costs
 from sasa_det.layers import AttentionStem, LocalSelfAttention2d
 from sasa_det.models import SASAFPN, SASAResNet
-from tools import check_mixes
-from tools.check_mixes import read_config
+from tools.checks import mixes as check_mixes
+from tools.checks.mixes import read_config
+from tools.paper.tables import Classifier, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO = ROOT.parent / 'shared' / 'data' / 'coco_cc'
@@ -479,7 +479,7 @@ def test_a_backbone_that_fits_says_nothing_of_its_start(resnet50, tmp_path):
 @needs_coco
 @pytest.mark.parametrize('path', MIXES, ids=leaf_name)
 def test_each_mix_trains_a_step_and_the_extreme_ones_are_evaluated(path, resnet50, tmp_path):
-    """All eight are evaluated and counted by ``tools/check_mixes.py``, which takes longer."""
+    """All eight are evaluated and counted by ``tools/checks/mixes.py``, which takes longer."""
     options = check_mixes.smoke_options(COCO, resnet50)
     step = check_mixes.train_step(path, options, tmp_path)
     assert step.losses.keys() == {'loss', 'loss_cls', 'loss_bbox'}

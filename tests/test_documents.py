@@ -45,23 +45,22 @@ SHORTER = [
     (r'pretrained_digits', None, 'tests/test_pretraining.py'),
     (r'data\.digits .*box_crops', None, 'tests/test_pretraining.py'),
     (r'^pip install|^git clone', None, 'tests/test_packaging.py'),
-    (r'paper_tables\.py', None, 'tests/analysis/test_paper_tables.py'),
+    (r'tools\.paper\.tables', None, 'tests/tools/paper/test_tables.py'),
     # The first of them in full; of the others, that the arguments exist.
-    (r'benchmarks/attention\.py -', '--help', ''),
-    (r'benchmarks/attention\.py', '--shapes P7 --batches 1 --subjects core --seconds 0.05', ''),
-    (r'benchmarks/detector\.py', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
-    (r'benchmarks/export\.py', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
+    (r'benchmarks\.attention -', '--help', ''),
+    (r'benchmarks\.attention\b', '--shapes P7 --batches 1 --subjects core --seconds 0.05', ''),
+    (r'benchmarks\.detector', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
+    (r'benchmarks\.export', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'quickstart\.sh --data', '--epochs 1 --work-dir {fresh}', ''),
     (r'quickstart\.sh', '--help', ''),  # the same script, on more images
-    (r'sasa-det compare', None, 'tests/analysis/test_compare.py'),
-    (r'attention_gpu\.py', None, 'tests/tools/test_attention_gpu.py'),
-    (r'check_triton_builds\.py', None, 'tests/ops/test_triton_builds.py'),
-    (r'tools/reliability/', None, 'tests/test_checkpoint_hook.py'),
+    (r'sasa-det compare', None, 'tests/experiments/test_compare.py'),
+    (r'benchmarks\.attention_gpu', None, 'tests/benchmarks/test_attention_gpu.py'),
+    (r'checks/triton_builds\.py', None, 'tests/ops/backends/test_triton_builds.py'),
+    (r'tools/reliability/', None, 'tests/engine/hooks/test_checkpoint_hook.py'),
     (r'sasa-det explore', None, 'tests/cli/test_explore.py'),
     (r'mkdocs', None, 'tests/test_documents.py'),
-    (r'run_tests\.sh', '--collect-only -q tests/test_stack.py', ''),
-    (r'compare\.py', None, 'tests/analysis/test_compare.py'),
-    (r'check_mixes\.py', None, 'tests/test_configs.py'),
+    (r'run_tests\.sh', '--collect-only -q tests/environment/test_stack.py', ''),
+    (r'checks/mixes\.py', None, 'tests/test_configs.py'),
     (r'get_flops', '', ''),
     (r'distributed\.run .*my_config', f'--cfg-options {FEW} {COCO} {NO_GPU}', ''),
     (r'train .*(my_config|configs/retinanet|my_fcos)', f'--cfg-options {FEW} {COCO}', ''),
@@ -138,7 +137,16 @@ def place(tmp_path, digits):
     """What a command finds: the repository's files, and small data under the documents' names."""
     from mmdet.datasets import CocoDataset
 
-    for name in ('configs', 'sasa_det', 'docs', 'tests', 'pyproject.toml', 'setup.cfg', 'setup.py'):
+    for name in (
+        'benchmarks',
+        'configs',
+        'sasa_det',
+        'docs',
+        'tests',
+        'pyproject.toml',
+        'setup.cfg',
+        'setup.py',
+    ):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / 'tools', tmp_path / 'tools')
     script = tmp_path / 'tools' / 'quickstart.sh'

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from sasa_det.analysis.attention_maps import attention_layers
+from sasa_det.evaluation.attention_maps import attention_layers
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'other_detectors'
 ATTN_CFG = dict(kernel_size=3, num_heads=4, bias=True)

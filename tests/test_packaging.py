@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sasa_det import stack
-from sasa_det.mmdet_tool import tool_path
+from sasa_det.cli.mmdet_tool import tool_path
+from sasa_det.environment import stack
 from sasa_det.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,9 +10,9 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from sasa_det.cli.mmpretrain_tool import what_is_missing
 from sasa_det.data.box_crops import crop_boxes
 from sasa_det.data.digits import make_digits
-from sasa_det.mmpretrain_tool import what_is_missing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,7 +20,7 @@ needs_mmpretrain = pytest.mark.skipif(what_is_missing() is not None, reason=str(
 
 
 def run(*arguments, cwd):
-    command = [sys.executable, '-m', 'sasa_det.mmpretrain_tool', *map(str, arguments)]
+    command = [sys.executable, '-m', 'sasa_det.cli.mmpretrain_tool', *map(str, arguments)]
     return subprocess.run(
         command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -74,7 +74,7 @@ def test_a_checkpoint_of_mmpretrain_is_the_backbones_start(name, crops, tmp_path
 def test_an_imagenet_row_is_built_by_mmpretrain_as_we_cost_it():
     from mmpretrain.registry import MODELS as CLASSIFIERS
 
-    from sasa_det.analysis.paper_tables import build_model
+    from tools.paper.tables import build_model
 
     config = Config.fromfile(ROOT / 'configs/pretrain/sasa-r26-attnstem_32xb128-130e_in1k.py')
     ours = build_model(config)
@@ -93,10 +93,10 @@ def test_an_imagenet_row_is_built_by_mmpretrain_as_we_cost_it():
 
 
 def test_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr('sasa_det.mmpretrain_tool.find_spec', lambda name: None)
+    monkeypatch.setattr('sasa_det.cli.mmpretrain_tool.find_spec', lambda name: None)
     assert "pip install 'sasa_det[pretrain]'" in what_is_missing()
     monkeypatch.setattr(
-        'sasa_det.mmpretrain_tool.find_spec', lambda name: name == 'mmpretrain' or None
+        'sasa_det.cli.mmpretrain_tool.find_spec', lambda name: name == 'mmpretrain' or None
     )
     minor = int(torch.__version__.split('.')[1])
     assert f"pip install --no-deps 'torchvision==0.{minor + 15}.*'" in what_is_missing()

@@ -104,7 +104,7 @@ else
         ${stretch[@]+"${stretch[@]}"}
 fi
 
-train=(-m sasa_det.mmdet_tool train "$CONFIG" --work-dir "$WORK_DIR")
+train=(-m sasa_det.cli.mmdet_tool train "$CONFIG" --work-dir "$WORK_DIR")
 if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
     echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
     train+=(--resume)
@@ -120,9 +120,9 @@ fi
 # mmdet's own tools/train.py and tools/test.py, as they lie in its package.
 ${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}"
 CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
-"$PYTHON" -m sasa_det.mmdet_tool test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+"$PYTHON" -m sasa_det.cli.mmdet_tool test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
     --out "$WORK_DIR/predictions.pkl"
-"$PYTHON" -m sasa_det.analysis.report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+"$PYTHON" -m sasa_det.visualization.report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
     --predictions "$WORK_DIR/predictions.pkl"
 touch "$WORK_DIR/finished"
 echo

@@ -10,7 +10,7 @@
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 SASA_TORCH="${SASA_TORCH:-torch==2.13.0}"
-# The versions are those of sasa_det/stack.py. mmcv is the one that is built from source.
+# The versions are those of sasa_det/environment/stack.py. mmcv is the one that is built from source.
 case "${SASA_STACK:=openmmlab}" in
     openmmlab)
         SASA_MMCV='mmcv==2.1.0'
@@ -31,7 +31,7 @@ give_up() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 # --- A Python that is there already
 
 # The checkout need not be installed there: its code is put on the path.
-doctor_passes() { PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$1" -m sasa_det.doctor --quiet; }
+doctor_passes() { PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$1" -m sasa_det.environment.doctor --quiet; }
 
 use_as_is() {
     local module
@@ -160,7 +160,7 @@ complete_venv() {
         step 'opencv-python-headless, as opencv-python does not import' '20 s' \
             pip_install --force-reinstall --no-deps opencv-python-headless
     fi
-    "$SASA_VENV/bin/python" -m sasa_det.doctor --quiet || give_up 'the check above did not pass.'
+    "$SASA_VENV/bin/python" -m sasa_det.environment.doctor --quiet || give_up 'the check above did not pass.'
     setup_key >"$SASA_STAMP"
     say 'complete'
 }
@@ -171,7 +171,7 @@ set_up() {
         [[ "$SASA_PYTHON" != */* ]] ||
             SASA_PYTHON="$(cd "$(dirname "$SASA_PYTHON")" && pwd)/$(basename "$SASA_PYTHON")"
         doctor_passes "$SASA_PYTHON" || give_up \
-            "SASA_PYTHON=$SASA_PYTHON does not pass the check of python -m sasa_det.doctor, see above."
+            "SASA_PYTHON=$SASA_PYTHON does not pass the check of python -m sasa_det.environment.doctor, see above."
         use_as_is "$SASA_PYTHON" "$@"
         return
     fi

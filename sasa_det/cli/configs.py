@@ -69,7 +69,7 @@ def _describe(name: str, size: tuple) -> None:
         from .. import register
 
         register()
-        from ..analysis.detector_cost import detector_cost
+        from ..evaluation.detector_cost import detector_cost
 
         cost = detector_cost(read_config(path), size)
     table = Table('part', 'attention layers', 'parameters', title=str(path), title_justify='left')

@@ -68,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out or f'{Path(options.image).stem}_attention.png')
     with Console(stderr=True).status('Loading the detector and looking') as status:
         model = load(options)
-        from ..analysis.attention_maps import attention_maps
-        from ..analysis.plots import draw_attention
+        from ..evaluation.attention_maps import attention_maps
+        from ..visualization.plots import draw_attention
 
         maps = attention_maps(
             model, image, layers=options.layer, points=options.point, level=options.level

@@ -73,12 +73,12 @@ def run(options: argparse.Namespace) -> None:
     from .inputs import load
 
     with Console(stderr=True).status('Loading the detector'):
-        from ..explorer.page import build_page, require_gradio, serve
+        from ..visualization.explorer.page import build_page, require_gradio, serve
 
         require_gradio()
         model = load(options)
-        from ..explorer.examples import make_examples
-        from ..explorer.session import Explorer
+        from ..visualization.explorer.examples import make_examples
+        from ..visualization.explorer.session import Explorer
 
         explorer = Explorer(model, options.score_thr)
     with tempfile.TemporaryDirectory() as folder:

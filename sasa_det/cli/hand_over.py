@@ -20,7 +20,7 @@ class HandOver(NamedTuple):
 
 
 def _doctor(rest: list) -> int:
-    from ..doctor import main
+    from ..environment.doctor import main
 
     return main(rest)
 
@@ -36,8 +36,8 @@ def _demo_data(rest: list) -> int:
 def _mmdets(tool: str) -> Callable:
     def run(rest: list) -> int:
         from .. import register
-        from ..mmdet_tool import main
         from .inputs import find_config, read_config
+        from .mmdet_tool import main
 
         register()
         if rest and not rest[0].startswith('-'):
@@ -54,7 +54,7 @@ def _compare(rest: list) -> int:
     from .. import register
 
     register()
-    from ..analysis.compare import main
+    from ..experiments.compare import main
     from .inputs import shipped_configs
 
     shipped = shipped_configs()

@@ -105,7 +105,7 @@ def load(options: argparse.Namespace):
     register()
     import torch
 
-    from ..analysis.detector import load_detector
+    from ..checkpoints.detector import load_detector
 
     checkpoint = Path(options.checkpoint)
     if not checkpoint.is_file():

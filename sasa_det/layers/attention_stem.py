@@ -78,7 +78,7 @@ class AttentionStem(nn.Module):
         values: 'mixtures': values that know their position in the block, the paper's choice; 'plain':
             one projection; 'conv': a spatial convolution, which alone sees across blocks (Table 7).
         num_mixtures: Number of matrices that 'mixtures' mixes. The paper does not say; 6 fits the FLOPs
-            of both its Tables 1 and 2 (``python tools/paper_tables.py --search``).
+            of both its Tables 1 and 2 (``python -m tools.paper.tables --search``).
         value_kernel_size: Edge of the convolution of 'conv', odd. The paper does not say; 5 fits the
             FLOPs of its Table 7.
         bias: Add a bias to the queries and to plain values; normalisation follows, so by default not.

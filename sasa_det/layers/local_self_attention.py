@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import check_window
-from ..ops.geometry import Window
-from ..ops.reference import window_logits
+from ..ops.backends.reference import window_logits
+from ..ops.window import Window
 from .position import check_sinusoidal_channels, sinusoidal_positions
 from .projected_attention import project, projected_attention
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import local_attention
-from ..ops.geometry import empty_output
-from ..ops.library import ATTEND_BACKWARD_INTO, below_autograd
-from ..ops.pages import with_huge_pages
+from ..ops.huge_pages import with_huge_pages
+from ..ops.torch_library import ATTEND_BACKWARD_INTO, below_autograd
+from ..ops.window import empty_output
 
 
 def project(

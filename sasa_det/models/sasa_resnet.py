@@ -9,7 +9,7 @@ from torch import nn
 
 from ..layers import AttentionStem
 from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
-from .head_start import describe_head_start
+from .weights_report import describe_head_start
 
 # By name, the values of an attention stem; None is ResNet's own.
 STEMS = dict(conv=None, attention='mixtures', attention_plain='plain', attention_conv_values='conv')

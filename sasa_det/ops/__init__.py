@@ -1,6 +1,6 @@
 """What is computed: functions on tensors, without parameters."""
 
-from .backends import available_backends
+from .backends.choice import available_backends
 from .local_attention import check_window, local_attention
 
 __all__ = ['available_backends', 'check_window', 'local_attention']

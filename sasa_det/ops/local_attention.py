@@ -7,10 +7,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from .backends import BACKENDS
-from .geometry import BORDERS, Window
-from .library import ATTEND
-from .reference import local_attention_reference
+from .backends.choice import BACKENDS
+from .backends.reference import local_attention_reference
+from .torch_library import ATTEND
+from .window import BORDERS, Window
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from sasa_det.analysis.detector import load_detector
+from sasa_det.checkpoints.detector import load_detector
 from sasa_det.cli.images import find_sources, read_images
 from sasa_det.cli.main import main
 

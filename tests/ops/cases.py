@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sasa_det.ops import available_backends, local_attention
-from sasa_det.ops.geometry import Window, unfold_windows
-from sasa_det.ops.reference import window_logits
+from sasa_det.ops.backends.reference import window_logits
+from sasa_det.ops.window import Window, unfold_windows
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from cases import (
     with_grad,
 )  # fmt: skip
 
-from sasa_det.ops import local_attention, native
+from sasa_det.ops import local_attention
+from sasa_det.ops.backends import native
 
 fused = backends('eager', 'native')
 
@@ -36,7 +37,7 @@ def test_eager_agrees_over_several_chunks(monkeypatch):
     case = Case(kernel_size=5, size=(19, 23), batch=3)
     expected = value_and_grads(case.inputs(), case.options, 'reference')
     for size in (1, 60_000):
-        monkeypatch.setattr('sasa_det.ops.eager.CHUNK_BYTES', size)
+        monkeypatch.setattr('sasa_det.ops.backends.eager.CHUNK_BYTES', size)
         results = value_and_grads(case.inputs(), case.options, 'eager')
         assert largest_error(results, expected) < 1e-10
 

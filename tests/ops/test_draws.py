@@ -1,4 +1,4 @@
-"""Random shapes and options; ``tools/check_draws.py`` draws more."""
+"""Random shapes and options; ``tools/checks/draws.py`` draws more."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import backends
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'check_draws.py'
+TOOL = Path(__file__).parents[2] / 'tools' / 'checks' / 'draws.py'
 
 
 @backends('eager', 'native')
@@ -32,7 +32,7 @@ def test_kernels_for_lesser_processors_agree(capability, backend):
     check = [sys.executable, str(TOOL), '--draws', '80', '--dtypes', 'float64', 'float32']
     done = subprocess.run(check, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    ask = 'from sasa_det.ops.native import _native; print(_native.capability())'
+    ask = 'from sasa_det.ops.backends.native import _native; print(_native.capability())'
     took = subprocess.run(
         [sys.executable, '-c', ask], capture_output=True, text=True, env=environment
     )

@@ -15,7 +15,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from sasa_det.analysis.training_log import read_training_log
+from sasa_det.evaluation.training_log import read_training_log
 
 import torch  # isort: skip
 from mmengine.config import Config
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--epochs', type=int, default=4)
     options = parser.parse_args()
-    from sasa_det.analysis.compare import draw_training
+    from sasa_det.experiments.compare import draw_training
 
     folders = {path.stem: options.work_dir / path.stem for path in options.configs}
     good = [train(path, folders[path.stem], options.epochs) for path in options.configs]

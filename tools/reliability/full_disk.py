@@ -22,7 +22,7 @@ from small_run import (
     write_config,
 )
 
-from sasa_det.checkpoint import find_damage  # isort: skip
+from sasa_det.checkpoints.loading import find_damage  # isort: skip
 
 # The first epoch is the same whether or not a second one follows.
 CONSTANT = 'param_scheduler = []'

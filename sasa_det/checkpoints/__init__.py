@@ -1,0 +1,1 @@
+"""Reading checkpoints safely, and saying whether they fit a model."""

@@ -1,0 +1,60 @@
+"""A detector from its config and checkpoint, with errors that name the file."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Union
+
+from mmdet.apis import init_detector
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from .fit import describe_misfit
+
+
+def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'cpu') -> nn.Module:
+    """Build a config's detector and load a checkpoint into it, all of it and nothing else.
+
+    ``mmdet.apis.init_detector`` leaves random what the checkpoint does not hold, and says so in a log.
+
+    Args:
+        config: The config that the checkpoint was trained with.
+        checkpoint: The weights, as mmengine saves them.
+        device: Where to run the model.
+
+    Returns:
+        The detector, ready for ``mmdet.apis.inference_detector``.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+        ValueError: It cannot be read, asks for code to be run, or holds other weights than the model
+            has; says which, and which config of the package would fit. Or the config has no test data.
+
+    Examples:
+        >>> load_detector(Config.fromfile('configs/tiny.py'), 'epoch_12.pth') # doctest: +SKIP
+        RetinaNet(...)
+    """
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'{checkpoint}: no such checkpoint')
+    if not config.get('test_dataloader'):
+        raise ValueError(
+            f'{config.filename}: test_dataloader is not set; its pipeline says how images are loaded, '
+            'and its data set which classes there are'
+        )
+    try:
+        saved = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu', logger='silent')
+        # It prints that it loads.
+        with redirect_stdout(io.StringIO()):
+            model = init_detector(config.copy(), str(checkpoint), device=device)
+    except Exception as error:  # torch, pickle and zip all have errors of their own
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f'{checkpoint}: cannot be loaded into the model of {config.filename} ({reason})'
+        ) from error
+    misfit = describe_misfit(model, saved, config.model)
+    if misfit:
+        raise ValueError(
+            f'{checkpoint}: its weights are not those of the model of {config.filename}. {misfit}'
+        )
+    return model

@@ -1,0 +1,1 @@
+"""What runs a training: hooks, and data-parallel processes on the CPU."""

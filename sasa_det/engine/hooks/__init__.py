@@ -1,0 +1,7 @@
+"""Hooks of mmengine's runner."""
+
+from .attention_visualization_hook import AttentionVisualizationHook
+from .checkpoint_hook import WholeCheckpointHook
+from .epoch_seed_hook import EpochSeedHook
+
+__all__ = ['AttentionVisualizationHook', 'EpochSeedHook', 'WholeCheckpointHook']

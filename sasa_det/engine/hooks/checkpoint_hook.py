@@ -1,0 +1,210 @@
+"""Checkpoints that are whole or not there, and a run that goes on from the last whole one."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import List, Optional
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, join_path, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
+
+from ...checkpoints.fit import describe_misfit
+from ...checkpoints.loading import find_damage
+
+
+class WholeFileBackend(LocalBackend):
+    """mmengine's local files, each written under another name and renamed once it is on the disk.
+
+    A file of this backend is the old one or the new one, whenever the process or the machine stops.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> WholeFileBackend().put(b'all of it', folder / 'file')
+        >>> [path.name for path in folder.iterdir()]
+        ['file']
+    """
+
+    def put(self, obj: bytes, filepath) -> None:
+        """Write a file.
+
+        Args:
+            obj: Its content.
+            filepath: Its path; folders are made.
+
+        Raises:
+            OSError: It cannot be written, as on a full disk. What was there before is left.
+        """
+        path = Path(filepath)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f'{path.name}.partial')
+        try:
+            with open(partial, 'wb') as file:
+                file.write(obj)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(
+                error.errno,
+                f'could not be written ({error.strerror}): it has {len(obj) / 1e6:.1f} MB, and '
+                f'{free / 1e6:.1f} MB are free there. Checkpoints that were there before are whole; '
+                'make room, then go on from the last one with --resume',
+                str(path),
+            ) from None
+
+
+register_backend('WholeFileBackend', WholeFileBackend, force=True)
+
+
+@HOOKS.register_module()
+class WholeCheckpointHook(CheckpointHook):
+    """mmengine's CheckpointHook, for runs that may be killed at any moment.
+
+    - A checkpoint is written under another name and renamed, and older ones are removed only then.
+    - ``--resume`` passes over checkpoints that are damaged, names them, and goes on from the newest
+      whole one.
+    - A checkpoint that is not of the config's model is refused with what differs, where mmengine
+      fails in the optimizer, or tests a model that is partly random.
+
+    Args:
+        args, kwargs: Those of :class:`mmengine.hooks.CheckpointHook`.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is None and '://' not in str(self.out_dir):
+            self.backend_args = {'backend': 'WholeFileBackend'}
+
+    def before_run(self, runner) -> None:
+        """Choose what to resume from, where that is left to mmengine.
+
+        Args:
+            runner: The runner.
+
+        Raises:
+            ValueError: There are checkpoints, but none is whole.
+        """
+        if not runner._resume or runner._load_from is not None:
+            return
+        damaged = []
+        for path in self._candidates(runner):
+            damage = find_damage(path)
+            if damage is None:
+                for line in damaged:
+                    runner.logger.warning(f'Passed over: {line}')
+                runner._load_from = str(path)
+                return
+            damaged.append(f'checkpoint {path} {damage}')
+        if damaged:
+            raise ValueError(
+                'nothing to resume from: '
+                + '; '.join(damaged)
+                + '. Without --resume it trains anew'
+            )
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Refuse a checkpoint that does not fit.
+
+        Args:
+            runner: The runner.
+            checkpoint: What was read.
+
+        Raises:
+            ValueError: To go on from it or to test it is not possible. Says what differs. A model
+                that is to be trained from it with other layers is only told.
+        """
+        name = runner._load_from or 'it'
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model_cfg = runner.cfg.get('model')
+        misfit = describe_misfit(model, checkpoint, model_cfg, search=is_main_process())
+        starts_training = isinstance(runner._train_loop, BaseLoop)
+        if misfit and starts_training and not runner._resume:
+            runner.logger.warning(f'Not all weights are those of checkpoint {name}. {misfit}')
+        elif misfit:
+            raise ValueError(f"checkpoint {name} is not of this config's model. {misfit}")
+        if not runner._resume:
+            return
+        lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+        if lacking:
+            raise ValueError(
+                f'checkpoint {name} has no {" and no ".join(map(repr, lacking))}, so a run cannot go '
+                'on from it; start a new one from its weights with --cfg-options load_from=...'
+            )
+        _check_optimizer(runner, checkpoint, name)
+
+    def _save_checkpoint_with_step(self, runner, step, meta) -> None:
+        """Save, note it, and only then remove the oldest: at each moment the others are there."""
+        filename = self.filename_tmpl.format(step)
+        self.last_ckpt = join_path(self.out_dir, filename)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        kept = self._kept_with(step)
+        # All of them: a run that is killed before it removes the oldest does so when it goes on.
+        runner.message_hub.update_info('keep_ckpt_ids', kept)
+        runner.save_checkpoint(
+            self.out_dir,
+            filename,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if is_main_process():
+            note = os.path.join(runner.work_dir, 'last_checkpoint')
+            WholeFileBackend().put(self.last_ckpt.encode(), note)
+        if self.max_keep_ckpts > 0:
+            for old in kept[: -self.max_keep_ckpts]:
+                self._remove(self.filename_tmpl.format(old))
+            self.keep_ckpt_ids.extend(kept)  # a deque of max_keep_ckpts
+
+    def _kept_with(self, step: int) -> List[int]:
+        earlier = getattr(self, 'keep_ckpt_ids', [])
+        return [*(old for old in earlier if old != step), step]
+
+    def _remove(self, filename: str) -> None:
+        path = join_path(self.out_dir, filename)
+        if not is_main_process():
+            return
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # deepspeed's are folders
+            self.file_backend.rmtree(path)
+
+    def _candidates(self, runner) -> List[Path]:
+        """What may be resumed from: what was noted last, then all others, the newest first."""
+        note = Path(runner.work_dir, 'last_checkpoint')
+        noted: Optional[Path] = None
+        if note.is_file() and note.read_text().strip():
+            noted = Path(note.read_text().strip())
+        folder = Path(runner.work_dir)
+        if self.out_dir is not None and self.out_dir != runner.work_dir:
+            folder = Path(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+        pattern = (self.filename_tmpl or '*_{}.pth').format('[0-9]*')
+        others = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [*filter(None, [noted]), *(path for path in others if path != noted)]
+
+
+def _check_optimizer(runner, checkpoint: dict, name: str) -> None:
+    """Raise where the saved optimizer steps other groups of weights than the config's."""
+    if not isinstance(runner.optim_wrapper, OptimWrapper):
+        return
+    # Not the wrapper's own param_groups: with paramwise_cfg it adds one that only tells the rate.
+    here = runner.optim_wrapper.optimizer.param_groups
+    there = checkpoint['optimizer'].get('param_groups', [])
+    sizes = [[len(group['params']) for group in groups] for groups in (there, here)]
+    if sizes[0] != sizes[1]:
+        texts = [f'{len(each)} groups of {sum(each)} weights in all' for each in sizes]
+        raise ValueError(
+            f"checkpoint {name} is of this config's model, but its optimizer had {texts[0]}, and "
+            f"the config's has {texts[1]}: optim_wrapper (paramwise_cfg) or frozen stages differ"
+        )

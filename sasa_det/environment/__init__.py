@@ -1,0 +1,1 @@
+"""What is installed, and whether sasa_det can stand on it."""

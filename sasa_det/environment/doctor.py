@@ -1,0 +1,115 @@
+"""``python -m sasa_det.environment.doctor`` shows what sasa_det stands on here, and what is wrong with it.
+
+It works with a stack so broken that ``import sasa_det`` fails.
+"""
+
+import argparse
+import platform
+import sys
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ..version import __version__
+from .stack import MINIMUM_PYTHON, Problem, find_problems, installed_version, is_fork, supported
+
+Row = Tuple[str, str, str, str]
+
+
+def examine() -> Tuple[List[Row], List[Problem], Dict[str, Optional[str]]]:
+    """Look at every package and every backend of the operator.
+
+    Returns:
+        Rows of name, version, accepted versions and state; the problems; and for each backend of
+        the operator None or the reason why it cannot be used.
+
+    Examples:
+        >>> rows, problems, backends = examine()
+        >>> rows[0][0], problems, backends['reference']
+        ('python', [], None)
+    """
+    problems = find_problems(imports=True)
+    states = {problem.name: 'wrong' for problem in problems}
+    accepted = {'python': '>=' + '.'.join(map(str, MINIMUM_PYTHON)), **supported()}
+    if 'opencv-python' in states:
+        accepted['opencv-python'] = 'one that imports'
+    rows = []
+    for name, specifier in accepted.items():
+        version = platform.python_version() if name == 'python' else installed_version(name)
+        good = 'ok, its ops import' if name.endswith('mmcv') else 'ok'
+        rows.append((name, version or 'missing', specifier, states.get(name, good)))
+    try:
+        from ..ops import available_backends
+
+        backends = available_backends()
+    except Exception as error:  # the operator needs torch, and that may be what is broken
+        backends = {'all': f'sasa_det.ops does not import: {error}'}
+    return rows, problems, backends
+
+
+def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[str]]) -> None:
+    """Print what ``examine`` found, as tables where rich is installed.
+
+    Args:
+        rows: Name, version, accepted versions and state of each package.
+        problems: What is wrong.
+        backends: Each backend of the operator with None or the reason why it cannot be used.
+    """
+    family = 'the onedl fork' if is_fork() else "OpenMMLab's packages"
+    _table(
+        f'sasa_det {__version__} stands on {family}',
+        ('package', 'version', 'accepted', 'state'),
+        rows,
+    )
+    states = [
+        (name, 'available' if why is None else f'no: {why}') for name, why in backends.items()
+    ]
+    _table('backends of the operator', ('backend', 'state'), states)
+    for problem in problems:
+        print(problem)
+    print('Something is wrong, see above.' if problems else 'All is well.')
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The command line's, without the program's name.
+
+    Returns:
+        The exit status: 1 if there is a problem.
+    """
+    parser = argparse.ArgumentParser(
+        prog='python -m sasa_det.environment.doctor', description=__doc__
+    )
+    parser.add_argument('--quiet', action='store_true', help='print problems only, for scripts')
+    options = parser.parse_args(arguments)
+    if options.quiet:
+        problems = find_problems(imports=True)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+    else:
+        rows, problems, backends = examine()
+        show(rows, problems, backends)
+    return 1 if problems else 0
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table, by rich or, where that is missing too, plainly."""
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+    except ImportError:
+        widths = [max(map(len, column)) for column in zip(header, *rows)]
+        print(title)
+        for row in (header, *rows):
+            print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        print()
+        return
+    table = Table(*header, title=title, title_justify='left')
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The supported versions of what sasa_det stands on, and the check of what is installed.
+
+This must work where any of it is missing or broken, so it imports nothing but the standard library.
+"""
+
+import re
+import sys
+import warnings
+from importlib import import_module, metadata
+from typing import Dict, List, NamedTuple, Optional
+
+# Accepted versions by distribution. setup.cfg repeats those of the first two, for pip.
+COMMON = {'torch': '>=2.1', 'numpy': '>=1.22', 'setuptools': '<81'}
+OPENMMLAB = {'mmengine': '>=0.10.7,<0.11', 'mmcv': '>=2.1.0,<2.2', 'mmdet': '==3.3.0'}
+# The maintained fork, with the same import names.
+ONEDL = {'onedl-mmengine': '==0.10.12', 'onedl-mmcv': '==2.3.6', 'onedl-mmdetection': '==3.5.1'}
+
+MINIMUM_PYTHON = (3, 10)
+_IMPORTS = {
+    'torch': 'torch',
+    'numpy': 'numpy',
+    'setuptools': 'pkg_resources',
+    'opencv-python': 'cv2',
+    'mmengine': 'mmengine',
+    'mmcv': 'mmcv.ops',
+    'mmdet': 'mmdet.models',
+    'onedl-mmengine': 'mmengine',
+    'onedl-mmcv': 'mmcv.ops',
+    'onedl-mmdetection': 'mmdet.models',
+}
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with the installed stack.
+
+    Attributes:
+        name: The distribution that it is about.
+        found: What was found.
+        accepted: What is accepted.
+        mend: The command that mends it.
+    """
+
+    name: str
+    found: str
+    accepted: str
+    mend: str
+
+    def __str__(self) -> str:
+        """Write the problem as one line, and the command below it."""
+        return (
+            f'{self.name}: found {self.found}; accepted is {self.accepted}. '
+            f'Mend it with\n    {self.mend}'
+        )
+
+
+def is_fork() -> bool:
+    """Say whether the fork is what is installed, rather than OpenMMLab's packages.
+
+    Examples:
+        >>> is_fork() in (True, False)
+        True
+    """
+    return installed_version('mmdet') is None and any(map(installed_version, ONEDL))
+
+
+def supported() -> Dict[str, str]:
+    """Choose the family of packages to check: OpenMMLab's, or the fork where that is installed.
+
+    Returns:
+        Accepted versions by distribution.
+
+    Examples:
+        >>> supported()['torch']
+        '>=2.1'
+    """
+    return {**COMMON, **(ONEDL if is_fork() else OPENMMLAB)}
+
+
+def installed_version(distribution: str) -> Optional[str]:
+    """Read a distribution's version from its metadata, without importing it.
+
+    Args:
+        distribution: The name that pip knows it by.
+
+    Returns:
+        The version, None if it is not installed.
+
+    Examples:
+        >>> installed_version('no-such-distribution') is None
+        True
+    """
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def accepts(specifier: str, version: str) -> bool:
+    """Say whether a version is within a specifier; only the release's numbers count.
+
+    Args:
+        specifier: Comma-separated bounds of the kinds ``>=``, ``<`` and ``==``.
+        version: A version as pip writes it; what follows a ``+`` is its build.
+
+    Examples:
+        >>> accepts('>=2.1', '2.13.0+cpu'), accepts('<81', '81.0.0'), accepts('==3.3.0', '3.3')
+        (True, False, True)
+    """
+    number = _numbers(version)
+    for bound in specifier.split(','):
+        kind, limit = re.fullmatch(r'(>=|<|==)([\d.]+)', bound).groups()
+        limit = _numbers(limit)
+        if not {'>=': number >= limit, '<': number < limit, '==': number == limit}[kind]:
+            return False
+    return True
+
+
+def find_problems(imports: bool = False) -> List[Problem]:
+    """Compare what is installed with what is supported.
+
+    Args:
+        imports: Also import each package in this process, which takes seconds: finds compiled
+            parts that were built for something else, such as mmcv's ops.
+
+    Returns:
+        One entry for each package that is wrong; empty if all is well.
+
+    Examples:
+        >>> find_problems()
+        []
+    """
+    problems = []
+    if sys.version_info < MINIMUM_PYTHON:
+        problems.append(
+            Problem(
+                'python',
+                '.'.join(map(str, sys.version_info[:3])),
+                '>=' + '.'.join(map(str, MINIMUM_PYTHON)),
+                'python3.11 -m venv .venv && source .venv/bin/activate',
+            )
+        )
+    family = supported()
+    for name, specifier in family.items():
+        version = installed_version(name)
+        if version is None:
+            lite = name == 'mmcv' and installed_version('mmcv-lite')
+            found = 'mmcv-lite, which has no ops' if lite else 'nothing'
+            problems.append(Problem(name, found, specifier, mend_command(name)))
+        elif not accepts(specifier, version):
+            problems.append(Problem(name, version, specifier, mend_command(name)))
+    if imports:
+        wrong = {problem.name for problem in problems}
+        for name in ('numpy', 'torch', 'opencv-python', *family):
+            # What has the wrong version, or stands on it, need not be tried.
+            if name not in wrong:
+                problem = _import_problem(name, family.get(name, 'one that imports'))
+                if problem is not None:
+                    problems.append(problem)
+                    wrong.add(name)
+    return problems
+
+
+def require_stack() -> None:
+    """Raise if a package has a version that is not supported; reads metadata only.
+
+    Raises:
+        ImportError: Names each package, what was found, what is accepted and what mends it.
+
+    Examples:
+        >>> require_stack()
+    """
+    problems = find_problems()
+    if problems:
+        raise ImportError(
+            'sasa_det cannot be used with what is installed.\n'
+            + '\n'.join(map(str, problems))
+            + '\n`python -m sasa_det.environment.doctor` shows the whole picture.'
+        )
+
+
+def mend_command(name: str, rebuild: bool = False) -> str:
+    """Give the command that installs a supported version of a distribution.
+
+    Args:
+        name: The distribution.
+        rebuild: Replace an installed one of the right version that does not import.
+
+    Examples:
+        >>> mend_command('setuptools').endswith("-m pip install 'setuptools<81'")
+        True
+    """
+    pip = f'{sys.executable} -m pip'
+    if name in ('mmcv', 'onedl-mmcv'):
+        version = OPENMMLAB[name].split(',')[0][2:] if name == 'mmcv' else ONEDL[name][2:]
+        # A wheel in pip's cache may be the very one that does not import.
+        forget = f'{pip} cache remove {name}; ' if rebuild else ''
+        force = f'--force-reinstall --no-deps --no-binary {name} ' if rebuild else ''
+        return (
+            f"{forget}{pip} install 'setuptools<81' wheel ninja && "
+            f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{name}=={version}'
+        )
+    if name == 'opencv-python':
+        # The same module without windows, so without the graphics libraries that a server lacks.
+        return f'{pip} uninstall -y opencv-python && {pip} install opencv-python-headless'
+    specifier = {**COMMON, **OPENMMLAB, **ONEDL}[name]
+    force = '--force-reinstall ' if rebuild else ''
+    return f"{pip} install {force}'{name}{specifier}'"
+
+
+def _numbers(version: str) -> tuple:
+    """The release's numbers, at least three, for comparison."""
+    numbers = [int(part) for part in re.match(r'\d+(\.\d+)*', version).group().split('.')]
+    return tuple(numbers + [0] * (3 - len(numbers)))
+
+
+def _import_problem(name: str, specifier: str) -> Optional[Problem]:
+    """Import a distribution's module; say what is wrong if that fails."""
+    module = _IMPORTS[name]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            imported = import_module(module)
+            if name == 'torch':
+                # Fails where torch was built for another generation of numpy.
+                imported.zeros(1).numpy()
+    except Exception as error:  # whatever a broken package raises is what the user must see
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        version = installed_version(name)
+        found = f'{version or "nothing"}, but `import {module}` fails: {reason}'
+        mend = mend_command(name, rebuild=version is not None)
+        if name == 'torch' and 'numpy' in reason.lower():
+            mend = f"{sys.executable} -m pip install 'numpy<2'"
+        return Problem(name, found, specifier, mend)
+    return None

@@ -1,0 +1,1 @@
+"""How well a detector does, what it costs and where it looks."""

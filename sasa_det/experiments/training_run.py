@@ -1,0 +1,185 @@
+"""One training of a config with one seed, by mmdet's own tools: what it took and how well it does."""
+
+import argparse
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, List, Optional, Sequence
+
+from mmengine.config import Config, DictAction
+
+from ..evaluation.training_log import read_training_log
+
+_POLL = 0.5  # seconds
+
+
+class RunFailed(RuntimeError):
+    """A tool failed; says where its output is and how it ends."""
+
+
+class TrainingRun:
+    """Train, test and measure a config in a folder of its own, or go on where that was left.
+
+    Args:
+        config: Path of the config.
+        seed: Of everything that is random.
+        work_dir: The folder.
+        cfg_options: Changes to the config, as mmdet's ``--cfg-options`` takes them.
+
+    Raises:
+        ValueError: The folder holds a run of another config or with other options.
+
+    Examples:
+        >>> run = TrainingRun('my_config.py', seed=0, work_dir='work_dirs/my_config')  # doctest: +SKIP
+        >>> run.finish()['AP']  # doctest: +SKIP
+        41.7
+    """
+
+    def __init__(self, config, seed: int, work_dir, cfg_options: Sequence[str] = ()) -> None:
+        self.config_path, self.seed, self.work_dir = str(config), seed, Path(work_dir)
+        self.cfg_options = [*cfg_options, f'randomness.seed={seed}']
+        self.config = read_config(config, self.cfg_options)
+        settings = hashlib.sha256(self.config.pretty_text.encode()).hexdigest()
+        path = self.work_dir / 'settings.txt'
+        if path.is_file() and path.read_text() != settings:
+            raise ValueError(
+                f'work_dir {self.work_dir} holds a run of another config or with other options; '
+                'name another folder, or remove it'
+            )
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(settings)
+
+    @property
+    def result(self) -> Optional[dict]:
+        """What :meth:`finish` gave, or None where it has not been through."""
+        path = self.work_dir / 'result.json'
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    def finish(self, tell: Callable[[str], None] = lambda text: None) -> dict:
+        """Do what is left to do.
+
+        Args:
+            tell: Called every half second with what is being done.
+
+        Returns:
+            The COCO numbers 'AP', 'AP50' and 'AP75' in per cent; 'train_seconds', validation left out;
+            'train_mb' and 'test_mb', peak memory of the GPU, or of the process where there is none;
+            'test_ms', milliseconds an image, loading left out.
+
+        Raises:
+            RunFailed: A tool failed.
+        """
+        if self.result is not None:
+            return self.result
+        trained = self.work_dir / 'trained'
+        if not trained.is_file():
+            resume = ['--resume'] if (self.work_dir / 'last_checkpoint').is_file() else []
+            self._run('train', *resume, watch=lambda: tell(self._progress()))
+            trained.touch()
+        checkpoint = (self.work_dir / 'last_checkpoint').read_text().strip()
+        test_mb = self._run('test', checkpoint, watch=lambda: tell('testing'))
+        log = read_training_log(self.work_dir)
+        gpu_mb = max((record.get('memory', 0) for record in log.train), default=0)
+        result = dict(
+            **self._test_numbers(),
+            train_seconds=log.seconds,
+            train_mb=gpu_mb or self._peaks()['train'],
+            test_mb=test_mb,
+        )
+        partial = self.work_dir / 'result.partial'
+        partial.write_text(json.dumps(result, indent=2) + '\n')
+        partial.rename(self.work_dir / 'result.json')
+        return result
+
+    def _run(self, tool: str, *arguments: str, watch: Callable[[], None]) -> int:
+        """Run a tool of mmdet and return its peak memory in MB, earlier parts of a run included."""
+        folder = self.work_dir if tool == 'train' else self.work_dir / 'test'
+        command = [
+            sys.executable, '-m', 'sasa_det.cli.mmdet_tool', tool, self.config_path, *arguments,
+            '--work-dir', str(folder), '--cfg-options', *self.cfg_options,
+        ]  # fmt: skip
+        output = self.work_dir / f'{tool}.out'
+        with output.open('a') as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+            peak = 0
+            try:
+                while process.poll() is None:
+                    peak = max(peak, _peak_mb(process.pid))
+                    watch()
+                    time.sleep(_POLL)
+            except BaseException:  # Ctrl-C: the tool goes, its checkpoints stay
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                raise
+            finally:
+                peaks = self._peaks()
+                peaks[tool] = max(peak, peaks.get(tool, 0))
+                (self.work_dir / 'peaks.json').write_text(json.dumps(peaks) + '\n')
+        if process.returncode:
+            tail = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
+            raise RunFailed(f'{tool} failed with {process.returncode}; {output} ends in\n{tail}')
+        return peaks[tool]
+
+    def _peaks(self) -> dict:
+        path = self.work_dir / 'peaks.json'
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def _progress(self) -> str:
+        """How far the training is, by its log."""
+        try:
+            last = read_training_log(self.work_dir).train[-1]
+        except (FileNotFoundError, ValueError):
+            return 'starting'
+        of = self.config.train_cfg.get('max_epochs')
+        return (
+            f'epoch {last["epoch"]} of {of}' if of and 'epoch' in last else f'step {last["step"]}'
+        )
+
+    def _test_numbers(self) -> dict:
+        """What mmdet's test.py wrote last: the COCO numbers in per cent, milliseconds an image."""
+        numbers = {}
+        for path in sorted((self.work_dir / 'test').glob('*/*.json')):
+            numbers = json.loads(path.read_text().splitlines()[-1])
+        found = {
+            key.rpartition('bbox_')[2]: value for key, value in numbers.items() if 'bbox_' in key
+        }
+        seconds = numbers['time'] - numbers['data_time']
+        return dict(
+            AP=100 * found['mAP'],
+            AP50=100 * found['mAP_50'],
+            AP75=100 * found['mAP_75'],
+            test_ms=1000 * seconds / self.config.test_dataloader.batch_size,
+        )
+
+
+def read_config(path, cfg_options: Sequence[str]) -> Config:
+    """Read a config and merge options into it, as mmdet's tools do.
+
+    Args:
+        path: Of the config.
+        cfg_options: ``key=value`` each.
+    """
+    config = Config.fromfile(path)
+    config.merge_from_dict(_parse(list(cfg_options)))
+    return config
+
+
+def _parse(cfg_options: List[str]) -> dict:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
+
+
+def _peak_mb(pid: int) -> int:
+    """Peak resident memory of a process so far; 0 where the system does not say."""
+    try:
+        for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) // 1024
+    except OSError:
+        pass
+    return 0

@@ -1,0 +1,1 @@
+"""The implementations of the operator, of which none imports another, and the choice between them."""

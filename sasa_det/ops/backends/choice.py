@@ -1,0 +1,88 @@
+"""Which implementation runs: what is there, what supports an input, what 'auto' takes."""
+
+import logging
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Dict, List, Optional
+
+from torch import Tensor
+
+from ..window import Window
+
+logger = logging.getLogger('sasa_det')
+
+# Fastest first: 'auto' takes the first that has no objection.
+FUSED = ('triton', 'native', 'eager')
+BACKENDS = ('auto', 'reference', *FUSED[::-1])
+# Where alone a backend computes: elsewhere 'auto' does not even import what it needs, which may take
+# seconds, and break.
+DEVICES = {'triton': 'cuda', 'native': 'cpu'}
+
+
+def available_backends() -> Dict[str, Optional[str]]:
+    """Say which backends this installation has.
+
+    Returns:
+        Each backend's name with None if it can be used, else the reason why not.
+
+    Examples:
+        >>> available_backends()['eager'] is None
+        True
+    """
+    reasons = {'reference': None}
+    reasons.update((name, _missing(name)) for name in FUSED)
+    return reasons
+
+
+@cache
+def _module(name: str):
+    """Import a backend; None where this version of the package does not have it."""
+    if find_spec(f'{__package__}.{name}') is None:
+        return None
+    return import_module(f'.{name}', __package__)
+
+
+def _missing(name: str) -> Optional[str]:
+    """Why a backend cannot be used here with any input; None if it can."""
+    module = _module(name)
+    return f'this version of sasa_det has no {name} kernels' if module is None else module.missing()
+
+
+def logs_choices() -> bool:
+    """Whether what 'auto' takes is logged, call by call.
+
+    Examples:
+        >>> logs_choices()
+        False
+    """
+    return logger.isEnabledFor(logging.DEBUG)
+
+
+def choose_backend(requested: str, query: Tensor, window: Window):
+    """Return the module that computes this input.
+
+    Args:
+        requested: 'auto', or a backend's name, which never falls back.
+        query: The query that is to be attended for, (B, C, H, W).
+        window: The attention's options.
+
+    Raises:
+        RuntimeError: The backend asked for cannot compute this; lists every reason.
+    """
+    refusals: List[str] = []
+    for name in FUSED if requested == 'auto' else (requested,):
+        device = DEVICES.get(name)
+        if requested == 'auto' and device not in (None, query.device.type):
+            reason = f'it computes on {device}, but query is on {query.device}'
+        else:
+            reason = _missing(name) or _module(name).refuse(query, window)
+        if reason is None:
+            if requested == 'auto' and logs_choices():
+                others = ''.join(f'; not {refusal}' for refusal in refusals)
+                logger.debug('local_attention on %s takes %s%s', query.device, name, others)
+            return _module(name)
+        refusals.append(f'{name}: {reason}')
+    raise RuntimeError(
+        f'local_attention: backend={requested!r} cannot be used: ' + '; '.join(refusals)
+    )

@@ -1,0 +1,81 @@
+"""Local attention in C++ for the CPU; the kernels are in ``csrc/``, and how they work in ``csrc/kernels.h``."""
+
+from typing import Callable, Optional, Tuple
+
+from torch import Tensor
+
+from ..window import Window
+
+try:
+    from .. import _native
+
+    # The newest of its functions, which one that was built before lacks.
+    from .._native import take_over as _take_over
+except ImportError as error:
+    _native = None
+    _MISSING = str(error)
+
+
+def missing() -> Optional[str]:
+    """Say why there are no native kernels here; None if there are."""
+    if _native is not None:
+        return None
+    return f'its C++ kernels are not built ({_MISSING}); `pip install -e .` builds them with g++'
+
+
+def refuse(query: Tensor, window: Window) -> Optional[str]:
+    """Say why these kernels cannot compute an input; None if they can."""
+    if query.device.type != 'cpu':
+        return f'it computes on the CPU, but query is on {query.device}'
+    largest = _native.LARGEST_KERNEL
+    if window.kernel_size > largest:
+        return f'it takes kernel_size up to {largest}, but it is {window.kernel_size}'
+    return None
+
+
+def forward(
+    query: Tensor,
+    key: Optional[Tensor],
+    value: Tensor,
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    window: Window,
+) -> Tuple[Tensor, Tensor]:
+    """Compute the attention; arguments and results as in :func:`sasa_det.ops.backends.eager.forward`.
+
+    But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
+    """
+    return _native.forward(query, key, value, rel_row, rel_col, *window)
+
+
+def backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Optional[Tensor],
+    value: Tensor,
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    logsumexp: Tensor,
+    grad_maps: Tuple[Tensor, Optional[Tensor], Tensor],
+    window: Window,
+) -> Tuple[Optional[Tensor], Optional[Tensor]]:
+    """Compute the gradients; arguments and results as in :func:`sasa_det.ops.backends.eager.backward`."""
+    inputs = (query, key, value, rel_row, rel_col)
+    return _native.backward(grad, *inputs, logsumexp, *grad_maps, *window)
+
+
+def take_over(
+    differentiable: Callable, forward: Callable, backward_into: Callable, logs_choices: Callable
+) -> None:
+    """Have torch call these kernels for CPU tensors without Python on the way, if they are there.
+
+    A small map takes little longer than that way.
+
+    Args:
+        differentiable: The op in Python as autograd sees it, for where anything is to be differentiated.
+        forward: The op in Python, for what these kernels do not compute.
+        backward_into: That of its backward.
+        logs_choices: Whether 'auto' is to go through Python, which says what it takes.
+    """
+    if _native is not None:
+        _take_over(differentiable, forward, backward_into, logs_choices)

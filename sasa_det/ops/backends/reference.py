@@ -1,0 +1,92 @@
+"""The definition of local attention, by unfolding every window: slow, large, differentiable twice.
+
+It is the oracle of the tests and of the analysis; nothing else should call it on a large map.
+"""
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..window import Window, compute_dtype, output_format, unfold_windows
+
+
+def window_logits(
+    query: Tensor,
+    key: Optional[Tensor],
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    window: Window,
+    points: Optional[Tuple[Tensor, Tensor]] = None,
+) -> Tensor:
+    """Compute ``scale * (q.k + q.r)`` of each query pixel against its window.
+
+    Args:
+        query: (B, C, H, W).
+        key: (B, C, H, W), or None for the logits q.r alone.
+        rel_row: (num_heads or 1, d/2, k) or None.
+        rel_col: As ``rel_row``, for the columns.
+        window: The attention's options.
+        points: Rows and columns, (P,) each, of the query pixels wanted; None for all of them.
+
+    Returns:
+        (B, num_heads, P, k, k), P counting the pixels row by row; -inf where ``border='mask'``
+        leaves a position out.
+    """
+    batch, channels, height, width = query.shape
+    heads, size = window.num_heads, window.kernel_size
+    depth = channels // heads
+
+    q = _split_heads(_at(query, points), heads)
+    logits = q.new_zeros(batch, heads, q.shape[-1], size, size)
+    if key is not None:
+        k = _split_heads(_at(unfold_windows(key, window), points), heads)
+        logits = logits + torch.einsum('bhdp,bhdpij->bhpij', q, k)
+    if rel_row is not None:
+        row = rel_row.expand(heads, -1, -1)
+        col = rel_col.expand(heads, -1, -1)
+        logits = logits + torch.einsum('bhdp,hdi->bhpi', q[:, :, : depth // 2], row)[..., None]
+        logits = logits + torch.einsum('bhdp,hdj->bhpj', q[:, :, depth // 2 :], col)[..., None, :]
+    logits = logits * window.scale
+    if window.border == 'mask':
+        inside = unfold_windows(query.new_ones(1, 1, height, width), window)
+        logits = logits.masked_fill(_at(inside, points)[0, 0] == 0, float('-inf'))
+    return logits
+
+
+def attention_weights(*args, **kwargs) -> Tensor:
+    """Softmax of :func:`window_logits`, whose arguments it takes, over each window."""
+    logits = window_logits(*args, **kwargs)
+    return logits.flatten(3).softmax(-1).view_as(logits)
+
+
+def local_attention_reference(
+    query: Tensor,
+    key: Optional[Tensor],
+    value: Tensor,
+    rel_row: Optional[Tensor],
+    rel_col: Optional[Tensor],
+    window: Window,
+) -> Tensor:
+    """Compute local attention as written in section 3.1 of the paper (arXiv 1906.05909).
+
+    Takes what :func:`sasa_det.ops.local_attention` takes, already validated; the gradient is
+    autograd's own. Holds ``k * k`` copies of key and value.
+    """
+    dtype = compute_dtype(query.dtype)
+    q, k, v, row, col = (
+        None if x is None else x.to(dtype) for x in (query, key, value, rel_row, rel_col)
+    )
+    weights = attention_weights(q, k, row, col, window)
+    values = _split_heads(_at(unfold_windows(v, window), None), window.num_heads)
+    result = torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
+    return result.to(query.dtype).contiguous(memory_format=output_format(query))
+
+
+def _at(x: Tensor, points: Optional[Tuple[Tensor, Tensor]]) -> Tensor:
+    """Pick pixels out of a map: (B, C, H, W, ...) to (B, C, P, ...)."""
+    return x.flatten(2, 3) if points is None else x[:, :, points[0], points[1]]
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.unflatten(1, (num_heads, x.shape[1] // num_heads))

@@ -1,0 +1,232 @@
+"""The torch.library op behind ``local_attention``: schema, fake, autograd, autocast, FLOPs.
+
+Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 to 2.3 lack.
+"""
+
+from types import ModuleType
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .backends import native
+from .backends.choice import choose_backend, logs_choices
+from .when_imported import when_imported
+from .window import Window, empty_logsumexp, empty_output
+
+_LIB = torch.library.Library('sasa_det', 'DEF')
+_INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col'
+_OPTIONS = 'int kernel_size, int num_heads, int dilation, str border, float scale, str backend'
+_LIB.define(f'local_attention({_INPUTS}, {_OPTIONS}) -> (Tensor output, Tensor logsumexp)')
+_LIB.define(
+    f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
+    ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
+)
+# The same with the gradients of the maps written where they are wanted, which spares the layer a copy.
+_GRAD_MAPS = 'Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value'
+_LIB.define(
+    f'local_attention_backward_into(Tensor grad, {_INPUTS}, Tensor logsumexp, {_GRAD_MAPS}, {_OPTIONS})'
+    ' -> (Tensor, Tensor)'
+)
+
+# The overloads: a packet would look for its own at each call.
+ATTEND = torch.ops.sasa_det.local_attention.default
+ATTEND_BACKWARD = torch.ops.sasa_det.local_attention_backward.default
+ATTEND_BACKWARD_INTO = torch.ops.sasa_det.local_attention_backward_into.default
+
+
+def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
+    # Here and not in local_attention, since autocast has only now cast what it casts.
+    for name, x in others.items():
+        if x is not None and x.dtype != query.dtype:
+            raise TypeError(
+                f'local_attention: {name} is {x.dtype}, and must be of the type of query, {query.dtype}'
+            )
+
+
+def _check_grad(name: str, x: Optional[Tensor], of: Optional[Tensor]) -> None:
+    if (x is None) != (of is None):
+        raise ValueError(f'local_attention: {name} must be there just where its input is')
+    if x is None:
+        return
+    if x.shape != of.shape or x.dtype != of.dtype or x.device != of.device:
+        raise ValueError(
+            f'local_attention: {name} must be {tuple(of.shape)} in {of.dtype} on {of.device}, '
+            f'but is {tuple(x.shape)} in {x.dtype} on {x.device}'
+        )
+
+
+def _forward(query, key, value, rel_row, rel_col, *options):
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    window, backend = Window(*options[:-1]), options[-1]
+    run = choose_backend(backend, query, window)
+    return run.forward(query, key, value, rel_row, rel_col, window)
+
+
+def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
+    maps, options = maps_and_options[:3], maps_and_options[3:]
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    # The kernels write wherever these say.
+    _check_grad('grad', grad, query)
+    for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):
+        _check_grad(f'grad_{name}', to, of)
+    window, backend = Window(*options[:-1]), options[-1]
+    run = choose_backend(backend, query, window)
+    grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, maps, window)
+    return _some(query, grads)
+
+
+def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
+    maps = [None if x is None else empty_output(x) for x in (query, key, value)]
+    tables = _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps, *options)
+    return *_some(query, maps), *tables
+
+
+def _some(like, tensors) -> tuple:
+    # A schema cannot say that a tensor is optional in a result.
+    return tuple(like.new_empty(0) if x is None else x for x in tensors)
+
+
+def _fake_forward(query, key, value, rel_row, rel_col, *options):
+    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    return empty_output(query), empty_logsumexp(query, Window(*options[:-1]).num_heads)
+
+
+def _fake_backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
+    maps = (None if x is None else empty_output(x) for x in (query, key, value))
+    return *_some(query, maps), *_fake_backward_into(grad, query, key, value, rel_row, rel_col)
+
+
+def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
+    tables = (
+        None if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (rel_row, rel_col)
+    )
+    return _some(query, tables)
+
+
+def _differentiable(*args):
+    # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
+    # refuses forward-mode differentiation, which goes on without them.
+    if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
+        return _LocalAttention.apply(*args)
+    return below_autograd(*args)
+
+
+def below_autograd(*args) -> Tuple[Tensor, Tensor]:
+    """Call the op out of autograd's sight, with all of its arguments in the order of its schema.
+
+    Returns:
+        The output, and the log-sum-exp for the backward.
+    """
+    with torch._C._AutoDispatchBelowAutograd():
+        return ATTEND(*args)
+
+
+class _LocalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, rel_row, rel_col, *options):
+        output, logsumexp = below_autograd(query, key, value, rel_row, rel_col, *options)
+        # Not the output: what follows may well be a ReLU in place, as after a convolution.
+        ctx.save_for_backward(query, key, value, rel_row, rel_col, logsumexp)
+        ctx.options = options
+        ctx.mark_non_differentiable(logsumexp)
+        return output, logsumexp
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        inputs = ctx.saved_tensors
+        query, key, value, row, col = ATTEND_BACKWARD(grad, *inputs, *ctx.options)
+        if inputs[1] is None:
+            key = None
+        if inputs[3] is None:
+            row = col = None
+        return query, key, value, row, col, *[None] * len(ctx.options)
+
+
+def _autocast(device_type: str):
+    def cast_and_call(query, key, value, rel_row, rel_col, *options):
+        dtype = _autocast_dtype(device_type)
+        inputs = (
+            # float64 stays, as in autocast's own rule for convolutions.
+            x if x is None or x.dtype == torch.float64 else x.to(dtype)
+            for x in (query, key, value, rel_row, rel_col)
+        )
+        with torch.autocast(device_type, enabled=False):
+            return ATTEND(*inputs, *options)
+
+    return cast_and_call
+
+
+def _autocast_dtype(device_type: str) -> torch.dtype:
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device_type)
+    # torch < 2.4
+    return (
+        torch.get_autocast_gpu_dtype() if device_type == 'cuda' else torch.get_autocast_cpu_dtype()
+    )
+
+
+def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
+    """Count the multiply-adds of one local attention as it is computed here.
+
+    q.k and the weighted sum of values take ``C * k * k`` a pixel each; q.r takes ``C * k``, since
+    it is the sum of a row and a column term. Windows at the border count whole, as a padded
+    convolution's do.
+
+    Args:
+        query_shape: (B, C, H, W).
+        kernel_size: Edge of the window, in pixels.
+        has_key: False for logits q.r alone.
+        has_positions: Whether relative positions are given.
+
+    Examples:
+        >>> count_macs((1, 8, 10, 10), 3, has_key=True, has_positions=False)
+        14400
+    """
+    batch, channels, height, width = query_shape
+    per_channel = kernel_size**2 * (1 + has_key) + kernel_size * has_positions
+    return batch * channels * height * width * per_channel
+
+
+def _register_flops(flop_counter: ModuleType) -> None:
+    register = getattr(flop_counter, 'register_flop_formula', None)
+    if register is None:  # torch < 2.2
+        return
+
+    # torch counts a multiply-add as two. Arguments arrive as shapes, or None.
+    @register(torch.ops.sasa_det.local_attention)
+    def _(query, key, value, rel_row, rel_col, kernel_size, *args, **kwargs) -> int:
+        return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
+
+    # Backward recomputes the logits and takes two products for each of the forward's.
+    def count_backward(query, key, rel_row, kernel_size: int) -> int:
+        again = count_macs(query, kernel_size, key is not None, rel_row is not None)
+        values = count_macs(query, kernel_size, False, False)
+        return 2 * (3 * again - values)
+
+    @register(torch.ops.sasa_det.local_attention_backward)
+    def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
+        return count_backward(query, key, rel_row, kernel_size)
+
+    @register(torch.ops.sasa_det.local_attention_backward_into)
+    def _(
+        grad, query, key, value, rel_row, rel_col, lse, gq, gk, gv, kernel_size, *args, **kw
+    ) -> int:
+        return count_backward(query, key, rel_row, kernel_size)
+
+
+_LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
+_LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
+_LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
+native.take_over(_LocalAttention.apply, _forward, _backward_into, logs_choices)
+_LIB.impl('local_attention', _differentiable, 'Autograd')
+_LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
+_LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')
+_register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+_register_fake('sasa_det::local_attention')(_fake_forward)
+_register_fake('sasa_det::local_attention_backward')(_fake_backward)
+_register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
+# Not before somebody counts: torch's counter imports Triton, which a CPU does without.
+when_imported('torch.utils.flop_counter', _register_flops)

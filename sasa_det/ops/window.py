@@ -1,0 +1,64 @@
+"""What a local attention window is: the options that every backend takes, and its neighbourhoods."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .huge_pages import with_huge_pages
+
+BORDERS = ('zeros', 'mask')
+
+
+class Window(NamedTuple):
+    """The options of one local attention, as :func:`sasa_det.ops.local_attention` documents them."""
+
+    kernel_size: int
+    num_heads: int
+    dilation: int = 1
+    border: str = 'zeros'
+    scale: float = 1.0
+
+    @property
+    def padding(self) -> int:
+        """Pixels by which a window reaches out of the map at each border."""
+        return self.dilation * (self.kernel_size // 2)
+
+    def dilation_in(self, height: int, width: int) -> int:
+        """Return the dilation, but at most a map's longer edge: all larger ones see the centre alone."""
+        return min(self.dilation, max(height, width))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which softmax and sums run: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def output_format(like: Tensor) -> torch.memory_format:
+    """Return a result's layout: channels_last where a pixel's channels lie together, else contiguous.
+
+    Some channels of a channels_last map are no longer one by torch's is_contiguous; they count.
+    """
+    if like.is_contiguous() or like.stride(1) != 1:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def empty_output(like: Tensor) -> Tensor:
+    """Allocate a result of the shape, type and device of ``like``, laid out by `output_format`."""
+    return with_huge_pages(torch.empty_like(like, memory_format=output_format(like)))
+
+
+def empty_logsumexp(query: Tensor, num_heads: int) -> Tensor:
+    """Allocate what a forward keeps for the backward: (B, num_heads, H, W) in the compute type."""
+    batch, _, height, width = query.shape
+    return query.new_empty((batch, num_heads, height, width), dtype=compute_dtype(query.dtype))
+
+
+def unfold_windows(x: Tensor, window: Window) -> Tensor:
+    """View every pixel's zero-padded neighbourhood: (B, C, H, W) to (B, C, H, W, k, k)."""
+    span = window.dilation * (window.kernel_size - 1) + 1
+    x = F.pad(x, (window.padding,) * 4)
+    x = x.unfold(2, span, 1).unfold(3, span, 1)
+    return x[..., :: window.dilation, :: window.dilation]

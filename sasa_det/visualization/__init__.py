@@ -1,0 +1,1 @@
+"""Plots, the report of a run, and the explorer's page."""

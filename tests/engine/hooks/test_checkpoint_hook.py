@@ -1,0 +1,331 @@
+"""A run that was stopped anywhere goes on from the last whole checkpoint and ends the same."""
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from sasa_det.checkpoints.loading import find_damage
+from sasa_det.engine.hooks.checkpoint_hook import WholeCheckpointHook
+
+ROOT = Path(__file__).resolve().parents[3]
+EPOCHS = 4
+
+
+class Noisy(BaseModel):
+    """A line to fit, by a step that draws from torch."""
+
+    def __init__(self, width=1):
+        super().__init__()
+        self.fit = nn.Linear(1, width)
+
+    def forward(self, x, y, mode='tensor'):
+        return {'loss': (nn.functional.dropout(self.fit(x), 0.3) - y).square().mean()}
+
+
+class Points(torch.utils.data.Dataset):
+    """Points that are moved at random, by Python's, numpy's and torch's generators."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        x = torch.full((1,), index / 4 + random.random() + np.random.random())
+        return x, 3 * x + torch.rand(1)
+
+
+def make_runner(folder, *, workers=0, iters=None, stop_at=None, width=1, seed=0, **more):
+    """A Runner whose checkpoints are WholeCheckpointHook's; `stop_at` epochs it is stopped."""
+    train_cfg = {'by_epoch': True, 'max_epochs': EPOCHS}
+    if iters:
+        train_cfg = {'by_epoch': False, 'max_iters': iters}
+    name = 'InfiniteSampler' if iters else 'DefaultSampler'
+    checkpoint = {'type': 'WholeCheckpointHook', 'by_epoch': not iters, 'max_keep_ckpts': 2}
+    checkpoint['interval'] = 3 if iters else 1
+    options = {
+        'work_dir': str(folder),
+        'train_cfg': train_cfg,
+        'train_dataloader': {
+            'batch_size': 4,
+            'num_workers': workers,
+            'persistent_workers': workers > 0,
+            'dataset': Points(),
+            'sampler': {'type': name, 'shuffle': True},
+            'collate_fn': {'type': 'default_collate'},
+        },
+        'optim_wrapper': {'optimizer': {'type': 'AdamW', 'lr': 0.05}},
+        'param_scheduler': {'type': 'ExponentialLR', 'gamma': 0.7, 'by_epoch': not iters},
+        'default_hooks': {'checkpoint': checkpoint, 'sampler_seed': {'type': 'EpochSeedHook'}},
+        'randomness': {'seed': seed},
+        'experiment_name': f'{folder.name}-{time.monotonic_ns()}',
+        'log_level': 'ERROR',
+        **more,
+    }
+    torch.manual_seed(0)  # the weights to begin with
+    runner = Runner(model=Noisy(width), **options)
+    if stop_at:
+        runner.register_hook(StopHook(stop_at), priority='LOWEST')
+    return runner
+
+
+class Stopped(Exception):
+    pass
+
+
+class StopHook(Hook):
+    """Ends a run in the middle of what follows a checkpoint."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.at:
+            raise Stopped
+
+
+def stop(folder, at, **options):
+    with pytest.raises(Stopped):
+        make_runner(folder, stop_at=at, **options).train()
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)['state_dict']
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_epochs_resume_to_the_bit(tmp_path, workers):
+    make_runner(tmp_path / 'alone', workers=workers).train()
+    stop(tmp_path / 'stopped', 5, workers=workers)  # the third epoch of two iterations
+    torch.rand(7)
+    make_runner(tmp_path / 'stopped', workers=workers, resume=True).train()
+    last = f'epoch_{EPOCHS}.pth'
+    assert_same(weights(tmp_path / 'alone' / last), weights(tmp_path / 'stopped' / last))
+
+
+def test_iterations_resume_to_the_bit(tmp_path):
+    make_runner(tmp_path / 'alone', iters=9).train()
+    stop(tmp_path / 'stopped', 8, iters=9)
+    torch.rand(7)
+    make_runner(tmp_path / 'stopped', iters=9, resume=True).train()
+    assert_same(weights(tmp_path / 'alone/iter_9.pth'), weights(tmp_path / 'stopped/iter_9.pth'))
+
+
+def test_without_a_seed_the_checkpoints_is_taken_over(tmp_path):
+    folder = tmp_path / 'run'
+    stop(folder, 3, seed=None)
+    seed = torch.load(folder / 'epoch_1.pth')['meta']['seed']
+    make_runner(folder, seed=None, resume=True).train()
+    make_runner(tmp_path / 'alone', seed=seed).train()
+    last = f'epoch_{EPOCHS}.pth'
+    assert_same(weights(tmp_path / 'alone' / last), weights(folder / last))
+
+
+def test_each_epoch_and_worker_draws_other_numbers(tmp_path):
+    """mmengine seeds workers alike for each epoch."""
+    runner = make_runner(tmp_path, workers=2)
+    loader = runner.build_dataloader(runner._train_dataloader)
+    runner._train_loop = runner.build_train_loop({'by_epoch': True, 'max_epochs': 2})
+    hook = next(h for h in runner.hooks if type(h).__name__ == 'EpochSeedHook')
+    del loader
+    draws = []
+    for epoch in range(2):
+        runner.train_loop._epoch = epoch
+        hook.before_train_epoch(runner)
+        draws += [float(x) for batch in runner.train_dataloader for x in batch[0]]
+    assert len(set(draws)) == len(draws)
+
+
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+    """A run of two whole checkpoints, stopped in its third epoch."""
+    folder = tmp_path_factory.mktemp('stopped') / 'run'
+    stop(folder, 5)
+    return folder
+
+
+@pytest.fixture
+def folder(stopped, tmp_path):
+    copy = shutil.copytree(stopped, tmp_path / 'run')
+    (copy / 'last_checkpoint').write_text(str(copy / 'epoch_2.pth'))
+    return copy
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == 'cut':
+        path.write_bytes(content[: len(content) // 2])
+    elif how == 'empty':
+        path.write_bytes(b'')
+    elif how == 'flipped':
+        place = content.index(b'fit.weight')
+        path.write_bytes(content[:place] + b'F' + content[place + 1 :])
+    elif how == 'gone':
+        path.unlink()
+
+
+DAMAGES = {
+    'cut': 'is cut short: the end of the file is not there',
+    'empty': 'is empty',
+    'flipped': 'is damaged: the checksum of',
+    'gone': 'does not exist',
+}
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_passed_over(folder, how, caplog):
+    damage(folder / 'epoch_2.pth', how)
+    runner = make_runner(folder, resume=True)
+    said = []
+    runner.logger.warning = lambda text, *rest: said.append(str(text))
+    runner.call_hook('before_run')
+    assert runner._load_from == str(folder / 'epoch_1.pth')
+    assert said == [
+        f'Passed over: checkpoint {folder}/epoch_2.pth {find_damage(folder / "epoch_2.pth")}'
+    ]
+    assert DAMAGES[how] in said[0]
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_named_by_hand_it_is_refused(folder, how):
+    path = folder / 'epoch_2.pth'
+    damage(path, how)
+    runner = make_runner(folder, resume=True, load_from=str(path))
+    with pytest.raises((ValueError, FileNotFoundError), match=f'checkpoint {path} ') as raised:
+        runner.train()
+    assert DAMAGES[how] in str(raised.value)
+
+
+@pytest.mark.parametrize('note', ['', None])
+def test_without_its_note_the_newest_is_taken(folder, note):
+    os.utime(folder / 'epoch_2.pth', (2e9, 2e9))
+    (folder / 'last_checkpoint').unlink()
+    if note is not None:
+        (folder / 'last_checkpoint').write_text(note)
+    runner = make_runner(folder, resume=True)
+    runner.call_hook('before_run')
+    assert runner._load_from == str(folder / 'epoch_2.pth')
+
+
+def test_none_is_whole(folder):
+    for number in (1, 2):
+        damage(folder / f'epoch_{number}.pth', 'cut')
+    with pytest.raises(ValueError, match='nothing to resume from: .*epoch_2.*cut.*epoch_1.*cut'):
+        make_runner(folder, resume=True).train()
+
+
+def test_a_new_run_has_nothing_to_resume_from(tmp_path):
+    runner = make_runner(tmp_path / 'new', resume=True)
+    runner.call_hook('before_run')
+    assert runner._load_from is None
+
+
+def test_a_full_disk_leaves_what_was_there(folder, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    before = {path.name: path.read_bytes() for path in folder.glob('*.pth')}
+    runner = make_runner(folder, resume=True)
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='could not be written .No space left on device.') as raised:
+        runner.train()
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(folder / 'epoch_3.pth')
+    assert '--resume' in str(raised.value)
+    assert {path.name: path.read_bytes() for path in folder.glob('*.pth*')} == before
+    monkeypatch.undo()
+    make_runner(folder, resume=True).train()
+    assert (folder / 'epoch_4.pth').exists()
+
+
+def test_the_oldest_goes_when_the_new_one_is_there(folder, monkeypatch):
+    there = []
+    save = Runner.save_checkpoint
+
+    def look(runner, *args, **kwargs):
+        there.append(sorted(path.name for path in folder.glob('*.pth')))
+        save(runner, *args, **kwargs)
+
+    monkeypatch.setattr(Runner, 'save_checkpoint', look)
+    make_runner(folder, resume=True).train()
+    assert there == [['epoch_1.pth', 'epoch_2.pth'], ['epoch_2.pth', 'epoch_3.pth']]
+    assert sorted(path.name for path in folder.glob('*.pth*')) == ['epoch_3.pth', 'epoch_4.pth']
+    assert (folder / 'last_checkpoint').read_text() == str(folder / 'epoch_4.pth')
+
+
+def test_what_was_not_removed_in_time_is_removed_later(folder, monkeypatch):
+    def stop_there(hook, filename):
+        raise Stopped
+
+    monkeypatch.setattr(WholeCheckpointHook, '_remove', stop_there)
+    with pytest.raises(Stopped):
+        make_runner(folder, resume=True).train()
+    monkeypatch.undo()
+    assert len(list(folder.glob('*.pth'))) == 3
+    make_runner(folder, resume=True).train()
+    assert sorted(path.name for path in folder.glob('*.pth')) == ['epoch_3.pth', 'epoch_4.pth']
+
+
+def test_another_model_is_refused_with_what_differs(folder):
+    with pytest.raises(ValueError, match="epoch_2.pth is not of this config's model") as raised:
+        make_runner(folder, resume=True, width=2).train()
+    assert 'fit.weight: (1, 1) in the checkpoint, (2, 1) in the model' in str(raised.value)
+
+
+def test_another_optimizer_is_refused_with_its_groups(folder):
+    optim_wrapper = {
+        'optimizer': {'type': 'AdamW', 'lr': 0.1},
+        'paramwise_cfg': {'custom_keys': {'fit.bias': {'lr_mult': 0.1}}},
+    }
+    with pytest.raises(ValueError, match='had 1 groups of 2 .* has 2 groups of 2 .*paramwise_cfg'):
+        make_runner(folder, resume=True, optim_wrapper=optim_wrapper).train()
+
+
+def test_weights_alone_cannot_be_resumed(folder):
+    torch.save({'state_dict': weights(folder / 'epoch_2.pth')}, folder / 'bare.pth')
+    with pytest.raises(ValueError, match="bare.pth has no 'meta' .* load_from="):
+        make_runner(folder, resume=True, load_from=str(folder / 'bare.pth')).train()
+    make_runner(folder / 'new', load_from=str(folder / 'bare.pth')).train()
+
+
+def test_killed_while_it_writes(tmp_path):
+    """kill -9 between the first byte and the renaming; the run goes on from the one before."""
+    folder = tmp_path / 'run'
+    code = (
+        'import os, signal, sys\n'
+        f'sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n'
+        'import sasa_det\n'
+        'from pathlib import Path\n'
+        'import test_checkpoint_hook as here\n'
+        'fsync, count = os.fsync, []\n'
+        'def kill(descriptor):\n'
+        '    fsync(descriptor)\n'
+        '    count.append(1)\n'
+        '    len(count) == 5 and os.kill(os.getpid(), signal.SIGKILL)\n'  # each has a note
+        'os.fsync = kill\n'
+        'here.make_runner(Path(sys.argv[1])).train()\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
+    assert done.returncode == -9, done.stderr
+    names = sorted(path.name for path in folder.glob('epoch_*'))
+    assert names == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth.partial']
+    make_runner(folder, resume=True).train()
+    make_runner(tmp_path / 'alone').train()
+    assert_same(weights(folder / 'epoch_4.pth'), weights(tmp_path / 'alone' / 'epoch_4.pth'))

@@ -1,0 +1,85 @@
+"""The doctor in a fresh process, with stacks that are broken on purpose."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sasa_det.environment import stack
+from sasa_det.environment.doctor import examine, main
+
+ROOT = Path(__file__).resolve().parents[2]
+MMCV = 'onedl-mmcv' if stack.is_fork() else 'mmcv'
+
+
+def run(*arguments, path):
+    """Run Python with a folder before all other packages."""
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join((str(path), str(ROOT)))}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=path, env=env, capture_output=True, text=True
+    )
+
+
+def pretend(path, name, version):
+    """Put a distribution's metadata into a folder."""
+    info = path / f'{name.replace("-", "_")}-{version}.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+
+
+def test_a_good_stack(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert ('the onedl fork' in printed) is stack.is_fork()
+    rows, problems, backends = examine()
+    assert problems == []
+    for name, version, accepted, _ in rows:
+        assert name in printed and version in printed and accepted in printed
+    for name in ('reference', 'eager', 'native', 'triton'):
+        assert name in backends and name in printed
+
+
+def test_quiet_prints_nothing_where_all_is_well(capsys):
+    assert main(['--quiet']) == 0
+    assert capsys.readouterr() == ('', '')
+
+
+def test_a_wrong_version_stops_the_import_but_not_the_doctor(tmp_path):
+    pretend(tmp_path, MMCV, '2.2.0')
+    complaint = f'{MMCV}: found 2.2.0; accepted is {stack.supported()[MMCV]}'
+    imported = run('-c', 'import sasa_det', path=tmp_path)
+    assert imported.returncode == 1
+    assert complaint in imported.stderr
+    assert 'python -m sasa_det.environment.doctor' in imported.stderr
+
+    seen = run('-m', 'sasa_det.environment.doctor', path=tmp_path)
+    assert seen.returncode == 1
+    assert complaint in seen.stdout
+    assert stack.mend_command(MMCV) in seen.stdout
+    assert 'All is well' not in seen.stdout
+
+
+@pytest.mark.parametrize('module', ['torch', 'rich', 'cv2'])
+def test_the_doctor_works_where_a_module_does_not_import(tmp_path, module):
+    (tmp_path / f'{module}.py').write_text("raise ImportError('broken on purpose')\n")
+    seen = run('-m', 'sasa_det.environment.doctor', path=tmp_path)
+    assert 'Traceback' not in seen.stderr
+    assert seen.returncode == 1
+    if module == 'torch':
+        assert 'sasa_det.ops does not import: broken on purpose' in seen.stdout
+    if module != 'rich':
+        assert f'`import {module}` fails: broken on purpose' in seen.stdout
+
+
+def test_quiet_names_problems_only(tmp_path):
+    package = tmp_path / 'mmcv'
+    package.mkdir()
+    (package / '__init__.py').write_text("__version__ = '2.1.0'\n")
+    seen = run('-m', 'sasa_det.environment.doctor', '--quiet', path=tmp_path)
+    assert seen.returncode == 1
+    assert seen.stdout == ''
+    version = stack.installed_version(MMCV)
+    assert f'{MMCV}: found {version}, but `import mmcv.ops` fails' in seen.stderr
+    assert f'pip cache remove {MMCV}' in seen.stderr

@@ -1,0 +1,305 @@
+"""The model zoo: a README and a metafile for each family of configs, from what was counted and measured.
+
+``python -m tools.paper.model_zoo`` writes them. Parameters and FLOPs are counted anew, accuracies come from
+``configs/measured.json``, which ``sasa-det compare`` writes, and from the paper, labelled as such.
+``--plot FILE`` draws what was measured.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Dict, List, NamedTuple, Optional, Sequence
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from mmengine.config import Config
+
+from sasa_det.evaluation.costs import Costs, count_costs
+from sasa_det.experiments.compare import Entry, draw_on
+
+from .tables import CONFIGS, build_model, load_paper
+
+BEGIN, END = '<!-- made by python -m tools.paper.model_zoo -->', '<!-- end -->'
+PAPER = dict(
+    URL='https://arxiv.org/abs/1906.05909', Title='Stand-Alone Self-Attention in Vision Models'
+)
+
+
+class Family(NamedTuple):
+    """A folder of configs.
+
+    Args:
+        title: What it is.
+        task: As metafiles call it.
+        data: The data set.
+        size: Height and width of the image whose FLOPs are counted; None where they are not.
+    """
+
+    title: str
+    task: str
+    data: str
+    size: Optional[tuple]
+
+
+FAMILIES = dict(
+    retinanet=Family('RetinaNet-R50, part by part', 'Object Detection', 'COCO', (640, 640)),
+    paper=Family("The paper's RetinaNet", 'Object Detection', 'COCO', (640, 640)),
+    pretrain=Family("The paper's classifiers", 'Image Classification', 'ImageNet-1k', (224, 224)),
+    quickstart=Family('A tiny RetinaNet', 'Object Detection', 'Digits', (192, 192)),
+    bccd=Family('A tiny RetinaNet on blood cells', 'Object Detection', 'BCCD', (256, 320)),
+    # Made of layers of many kinds, which count_costs does not know.
+    other_detectors=Family('Other detectors', 'Object Detection', 'COCO', None),
+)
+
+
+class Model(NamedTuple):
+    """A leaf config.
+
+    Args:
+        name: Its own, without the ending.
+        epochs: How long it trains.
+        costs: Its parameters and FLOPs, the latter 0 where they are not counted.
+        measured: From ``measured.json``, if it was trained.
+        paper: Its row of the paper's tables, if it has one.
+    """
+
+    name: str
+    epochs: int
+    costs: Costs
+    measured: Optional[Entry]
+    paper: Optional[dict]
+
+    @property
+    def paper_accuracy(self) -> Optional[float]:
+        """The paper's mAP or top-1 accuracy in per cent."""
+        names = ('AP', 'top1', 'heldout_top1')
+        return (
+            next((self.paper[name] for name in names if name in self.paper), None)
+            if self.paper
+            else None
+        )
+
+
+def load_measured() -> Dict[str, Entry]:
+    """Read what was measured, by the name of the config.
+
+    Examples:
+        >>> all(entry.name == name for name, entry in load_measured().items())
+        True
+    """
+    path = CONFIGS / 'measured.json'
+    return {
+        each['config']: Entry(
+            each['config'],
+            Costs(*(each[field] for field in Costs._fields)),
+            {int(seed): result for seed, result in each['results'].items()},
+        )
+        for each in json.loads(path.read_text())
+    }
+
+
+def find_models(folder: str) -> List[Model]:
+    """Build and count each config of a family.
+
+    Args:
+        folder: One of ``FAMILIES``.
+    """
+    measured = load_measured()
+    tables = load_paper()['tables'].values()
+    papers = {row['config']: row for table in tables for row in table['rows']}
+    models = []
+    for path in sorted((CONFIGS / folder).glob('*.py')):
+        config = Config.fromfile(path)
+        models.append(
+            Model(
+                path.stem,
+                config.train_cfg.max_epochs,
+                _count(config, FAMILIES[folder].size),
+                measured.get(path.stem),
+                papers.get(f'{folder}/{path.name}'),
+            )
+        )
+    return models
+
+
+def _count(config: Config, size: Optional[tuple]) -> Costs:
+    with torch.device('meta'):  # nothing is computed
+        model = build_model(config)
+        if size is None:
+            return Costs(sum(each.numel() for each in model.parameters()), 0, 0)
+        options = {} if config.model.type == 'ImageClassifier' else dict(mode='tensor')
+        return count_costs(model, torch.zeros(1, 3, *size), **options)
+
+
+def as_metafile(folder: str, models: Sequence[Model]) -> str:
+    """Write a family's metafile.yml, as mmdet's are.
+
+    Args:
+        folder: One of ``FAMILIES``.
+        models: Its configs.
+    """
+    family = FAMILIES[folder]
+    collection = f'SASA {folder}'
+    entries = []
+    for model in models:
+        metadata = {
+            'Epochs': model.epochs,
+            'Parameters (M)': round(model.costs.parameters / 1e6, 2),
+        }
+        if model.costs.flops:
+            metadata['FLOPs (G)'] = round(model.costs.flops / 1e9, 2)
+            metadata['Image size'] = list(family.size)
+        entry = {
+            'Name': model.name,
+            'In Collection': collection,
+            'Config': f'configs/{folder}/{model.name}.py',
+            'Metadata': metadata,
+        }
+        if model.measured:
+            entry['Results'] = [
+                {
+                    'Task': family.task,
+                    'Dataset': family.data,
+                    'Metrics': {'box AP': round(model.measured.mean('AP'), 1)},
+                }
+            ]
+        elif model.paper_accuracy is not None:
+            metric = 'box AP' if family.task == 'Object Detection' else 'Top 1 Accuracy'
+            entry['Metadata'][f'{metric} in the paper, not measured here'] = model.paper_accuracy
+        entries.append(entry)
+    head = {
+        'Collections': [
+            {
+                'Name': collection,
+                'Metadata': {'Training Data': family.data, 'Architecture': [family.title]},
+                'Paper': PAPER,
+                'README': f'configs/{folder}/README.md',
+            }
+        ],
+        'Models': entries,
+    }
+    return f'# Made by python -m tools.paper.model_zoo.\n{yaml.safe_dump(head, sort_keys=False, width=100)}'
+
+
+def as_table(folder: str, models: Sequence[Model]) -> str:
+    """Lay a family out as a Markdown table.
+
+    Args:
+        folder: One of ``FAMILIES``.
+        models: Its configs.
+    """
+    family = FAMILIES[folder]
+    metric = 'AP' if family.task == 'Object Detection' else 'top-1'
+    columns = ['config', 'epochs', 'M parameters']
+    if family.size:
+        columns.append(f'GFLOPs at {family.size[0]} x {family.size[1]}')
+    has_measured = any(model.measured for model in models)
+    has_paper = any(model.paper_accuracy is not None for model in models)
+    columns += [f'{metric}, measured'] * has_measured + [f"{metric}, the paper's"] * has_paper
+    lines = [columns, ['---'] * len(columns)]
+    for model in models:
+        cells = [
+            f'[{model.name}]({model.name}.py)', str(model.epochs),
+            f'{model.costs.parameters / 1e6:.2f}',
+        ]  # fmt: skip
+        if family.size:
+            cells.append(f'{model.costs.flops / 1e9:.2f}')
+        if has_measured:
+            cells.append(_measured_cell(model.measured))
+        if has_paper:
+            cells.append('' if model.paper_accuracy is None else str(model.paper_accuracy))
+        lines.append(cells)
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _measured_cell(entry: Optional[Entry]) -> str:
+    if entry is None:
+        return ''
+    error = entry.error('AP')
+    seeds = len(entry.results)
+    spread = '' if error is None else f' ± {error:.1f}'
+    return f'{entry.mean("AP"):.1f}{spread} ({seeds} seed{"s" * (seeds > 1)})'
+
+
+def draw_measured() -> Figure:
+    """Plot AP against FLOPs, a panel for each data set on which something was measured.
+
+    Examples:
+        >>> [panel.get_title() for panel in draw_measured().axes]
+        ['Digits', 'BCCD']
+    """
+    measured = load_measured()
+    panels = {}
+    for folder, family in FAMILIES.items():
+        names = {path.stem for path in (CONFIGS / folder).glob('*.py')}
+        entries = [entry for name, entry in measured.items() if name in names]
+        if entries:
+            panels[family.data] = entries
+    figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
+    for axes, (data, entries) in zip(
+        figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items()
+    ):
+        draw_on(axes, entries)
+        axes.set_title(data)
+    return figure
+
+
+def write(root: Path) -> List[str]:
+    """Write each family's README.md, between its marks, and metafile.yml.
+
+    Args:
+        root: The folder of the families.
+
+    Returns:
+        The files that changed.
+
+    Raises:
+        ValueError: A README has no marks.
+    """
+    changed = []
+    for folder in FAMILIES:
+        models = find_models(folder)
+        readme = root / folder / 'README.md'
+        text = readme.read_text()
+        if BEGIN not in text or END not in text:
+            raise ValueError(f'{readme} must have the lines {BEGIN!r} and {END!r}')
+        table = f'{BEGIN}\n\n{as_table(folder, models)}\n\n{END}'
+        pattern = re.escape(BEGIN) + '.*' + re.escape(END)
+        contents = {
+            readme: re.sub(pattern, lambda match, table=table: table, text, flags=re.DOTALL),
+            root / folder / 'metafile.yml': as_metafile(folder, models),
+        }
+        for path, content in contents.items():
+            if not path.is_file() or path.read_text() != content:
+                path.write_text(content)
+                changed.append(str(path))
+    return changed
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments instead of the command line's.
+
+    Returns:
+        The exit status: 1 if a file had to be changed, as a check asks.
+    """
+    parser = argparse.ArgumentParser(
+        prog='tools/paper/model_zoo.py', description='Write the README and metafile of each family.'
+    )
+    parser.add_argument('--plot', metavar='FILE', help='also draw AP against FLOPs')
+    arguments = parser.parse_args(argv)
+    if arguments.plot:
+        draw_measured().savefig(arguments.plot, dpi=100)
+    changed = write(CONFIGS.resolve())
+    for path in changed:
+        print(f'written: {path}')
+    return 1 if changed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
