@@ -1,13 +1,14 @@
-"""What setup.cfg cannot say: the C++ kernels, a .pth file beside the package, an sdist of the same bytes.
+"""What pyproject.toml cannot say: dependencies, C++ kernels, startup files, an sdist of the same bytes.
 
-The kernels are built where torch and a compiler are there, and left out otherwise. Python reads the
-.pth file at its start; with it mmengine resolves ``_base_ = 'sasa_det::...'``: see
-_sasa_det_configs.py.
+The dependencies are read where they are checked as well. The kernels are built where torch and a compiler are
+there, and left out otherwise. Python reads the startup files, which lie beside the package; with them mmengine
+resolves ``_base_ = 'sasa_det::...'``: see _sasa_det_startup.py.
 """
 
 import glob
 import gzip
 import os
+import runpy
 import sys
 import sysconfig
 import tarfile
@@ -22,17 +23,19 @@ try:
 except ImportError:
     BuildExtension = None
 
-PTH = 'sasa_det_configs.pth'
+# Python 3.15 and later read the second and leave the first alone.
+STARTUP = ['sasa_det.pth', 'sasa_det.start']
 
 
-class BuildWithPth(build_py):
-    """Build the package and put the .pth file beside it."""
+class BuildWithStartup(build_py):
+    """Build the package and put the startup files beside it."""
 
     def run(self):
-        """Build; an editable install takes nothing from there and gets the file as data."""
+        """Build; an editable install takes nothing from there and gets the files as data."""
         super().run()
         if not self.editable_mode:
-            self.copy_file(PTH, os.path.join(self.build_lib, PTH))
+            for name in STARTUP:
+                self.copy_file(name, os.path.join(self.build_lib, name))
 
 
 class ReproducibleSdist(sdist):
@@ -99,12 +102,21 @@ def native_kernels():
 data_files = []
 if 'editable_wheel' in sys.argv:
     site_packages = os.path.relpath(sysconfig.get_path('purelib'), sysconfig.get_path('data'))
-    data_files = [(site_packages, [PTH])]
+    data_files = [(site_packages, STARTUP)]
+
+# Run, not imported: that would import the package.
+stack = runpy.run_path(os.path.join('sasa_det', 'environment', 'stack.py'))
+bounds = {**stack['COMMON'], **stack['OPENMMLAB']}
 
 extensions, commands = native_kernels()
 setup(
+    # rich for progress bars and tables; mmengine needs it as well.
+    install_requires=[*(name + bound for name, bound in bounds.items()), 'rich'],
+    # A plain path to the checkout. setuptools' default finder comes after Python's own: in the folder that
+    # holds a checkout named sasa_det, that would take the checkout for an empty namespace package.
+    options={'editable_wheel': {'mode': 'compat'}},
     distclass=DistributionWithData,
-    cmdclass={'build_py': BuildWithPth, 'sdist': ReproducibleSdist, **commands},
+    cmdclass={'build_py': BuildWithStartup, 'sdist': ReproducibleSdist, **commands},
     ext_modules=extensions,
     data_files=data_files,
 )

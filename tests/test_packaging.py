@@ -1,7 +1,7 @@
 """What the wheel holds, and that configs inherit from it where the checkout is out of reach."""
 
-import configparser
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -9,11 +9,13 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from sasa_det.cli.mmdet_tool import tool_path
+from sasa_det.cli.openmmlab_tools import tool_path
 from sasa_det.environment import stack
 from sasa_det.version import __version__
 
@@ -103,7 +105,7 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     modules = {name for name in modules if '.mim' not in name}
     assert f'sasa_det/.mim/configs/{CONFIG}' in configs
     assert modules | configs <= held
-    assert {'sasa_det/.mim/model-index.yml', 'sasa_det_configs.pth'} <= held
+    assert {'sasa_det/.mim/model-index.yml', 'sasa_det.pth', 'sasa_det.start'} <= held
     # The kernels make it a wheel of one Python and platform.
     assert wheel.name.startswith(f'sasa_det-{__version__}-cp')
     assert [name for name in held if name.startswith('sasa_det/ops/_native.')]
@@ -126,29 +128,29 @@ def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
     with tarfile.open(archives[0]) as sdist:
         held = {name.partition('/')[2] for name in sdist.getnames()}
     assert f'sasa_det/.mim/configs/{CONFIG}' in held
-    assert {'sasa_det_configs.pth', 'setup.py', 'sasa_det/.mim/model-index.yml'} <= held
+    assert {'sasa_det.pth', 'sasa_det.start', 'setup.py', 'sasa_det/.mim/model-index.yml'} <= held
     kernels = {f'sasa_det/ops/csrc/{path.name}' for path in ROOT.glob('sasa_det/ops/csrc/*')}
     assert kernels and kernels <= held
 
 
-def test_setup_cfg_asks_for_what_the_stack_check_accepts():
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / 'setup.cfg')
-    required = parser['options']['install_requires'].split('\n')
-    accepted = {name + bound for name, bound in {**stack.COMMON, **stack.OPENMMLAB}.items()}
-    assert accepted <= set(required)
-    assert parser['options']['python_requires'] == '>=' + '.'.join(map(str, stack.MINIMUM_PYTHON))
+def test_the_wheel_asks_for_what_the_stack_check_accepts(wheel):
+    (metadata,) = (name for name in zipfile.ZipFile(wheel).namelist() if name.endswith('/METADATA'))
+    lines = zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
+    required = {line.partition(': ')[2] for line in lines if line.startswith('Requires-Dist: ')}
+    for name, bounds in {**stack.COMMON, **stack.OPENMMLAB}.items():
+        (found,) = (each for each in required if re.match(rf'{name}[<>=]', each))
+        assert set(found.removeprefix(name).split(',')) == set(bounds.split(','))
+    assert f'Requires-Python: >={".".join(map(str, stack.MINIMUM_PYTHON))}' in lines
 
 
-def test_setup_env_installs_the_versions_that_the_stack_check_gives():
-    script = (ROOT / 'tools' / 'setup_env.sh').read_text()
-    for bounds in (stack.OPENMMLAB, stack.ONEDL):
-        for name in bounds:
-            if 'mmcv' in name:
-                assert stack.mend_command(name).split()[-1] in script
-    for name in ('onedl-mmengine', 'onedl-mmdetection'):
-        assert f'{name}{stack.ONEDL[name]}' in script
-    assert stack.COMMON['setuptools'] in script
+def test_the_set_up_installs_what_the_stack_check_accepts():
+    bounds = {**stack.COMMON, **stack.OPENMMLAB, **stack.ONEDL}
+    names = ['torch', *stack.OPENMMLAB, *stack.ONEDL]
+    printed = run(sys.executable, ROOT / 'sasa_det/environment/stack.py', *names, cwd=ROOT)
+    for name, pinned in zip(names, printed.split(), strict=True):
+        assert pinned.startswith(f'{name}==')
+        assert stack.accepts(bounds[name], pinned.partition('==')[2])
+    assert stack.COMMON['setuptools'] in (ROOT / 'tools' / 'setup_env.sh').read_text()
 
 
 def test_configs_resolve_with_the_wheel_on_the_path(installed, tmp_path):
@@ -171,7 +173,7 @@ def test_a_config_outside_trains_a_step_by_mmdets_own_tool(environment, wheel, t
     assert str(environment.parents[1]) in where
     data = tmp_path / 'digits'
     make = ('--num-train', 10, '--num-val', 10, '--image-size', 64)
-    run(environment, '-m', 'sasa_det.data.digits', data, *make, cwd=tmp_path)
+    run(environment, '-m', 'sasa_det', 'demo-data', data, *make, cwd=tmp_path)
 
     (tmp_path / 'mine.py').write_text(ONE_STEP.format(config=CONFIG, data=str(data)))
     printed = run(environment, tool_path('train'), 'mine.py', '--work-dir', 'out', cwd=tmp_path)
@@ -181,6 +183,43 @@ def test_a_config_outside_trains_a_step_by_mmdets_own_tool(environment, wheel, t
     # The scope that such a base stamps must be known, or mmengine guesses.
     assert 'Failed to search registry' not in printed
     assert 'Failed to import' not in printed
+
+
+def link_with_requirements(name, folder):
+    """Link a distribution's packages, and those that it requires, into a folder."""
+    distribution = metadata.distribution(name)
+    for path in {Path(file).parts[0] for file in distribution.files if '..' not in file.parts}:
+        if not (folder / path).exists():
+            (folder / path).symlink_to(distribution.locate_file(path))
+    for requirement in map(Requirement, distribution.requires or ()):
+        if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
+            try:
+                link_with_requirements(requirement.name, folder)
+            except metadata.PackageNotFoundError:
+                pass  # of another platform
+
+
+def test_operator_and_layer_need_torch_alone(installed, tmp_path):
+    """They train a step, and on the C++ kernels of the wheel."""
+    link_with_requirements('torch', tmp_path)
+    code = """
+import importlib.util
+for name in ('numpy', 'mmengine', 'mmcv', 'mmdet', 'rich'):
+    assert importlib.util.find_spec(name) is None, name
+import torch
+from sasa_det.layers import AttentionStem, LocalSelfAttention2d
+from sasa_det.ops import available_backends
+
+layer = LocalSelfAttention2d(8, 8, kernel_size=3, num_heads=2, bias=True, backend='native')
+before = layer.query.weight.clone()
+layer(torch.randn(1, 8, 6, 7)).square().sum().backward()
+torch.optim.SGD(layer.parameters(), lr=0.1).step()
+assert AttentionStem()(torch.zeros(2, 3, 8, 8)).shape == (2, 64, 2, 2)
+print(bool((layer.query.weight != before).any()))
+"""
+    path = os.pathsep.join(map(str, (tmp_path, installed)))
+    # -S: without the site-packages of this environment.
+    assert 'True' in run(sys.executable, '-S', '-c', code, cwd=tmp_path, pythonpath=path)
 
 
 READ = "import mmengine; print(mmengine.Config.fromfile('mine.py').model.neck.type)"

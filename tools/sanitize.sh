@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh" pytest
 copy="$(mktemp -d)"
 trap 'rm -rf "$copy"' EXIT
 cd "$ROOT"
-cp -r sasa_det tests tools setup.py setup.cfg pyproject.toml README.md _sasa_det_configs.* "$copy"
+cp -r sasa_det tests tools benchmarks setup.py pyproject.toml README.md LICENSE sasa_det.* _sasa_det_startup.py "$copy"
 cd "$copy"
 rm -f sasa_det/ops/_native*.so
 

@@ -9,14 +9,13 @@
 # shellcheck shell=bash
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-SASA_TORCH="${SASA_TORCH:-torch==2.13.0}"
-# The versions are those of sasa_det/environment/stack.py. mmcv is the one that is built from source.
+# mmcv is the one that is built from source.
 case "${SASA_STACK:=openmmlab}" in
     openmmlab)
-        SASA_MMCV='mmcv==2.1.0'
+        SASA_MMCV=mmcv
         SASA_VENV="$ROOT/.venv" ;;
     onedl)
-        SASA_MMCV='onedl-mmcv==2.3.6'
+        SASA_MMCV=onedl-mmcv
         SASA_VENV="$ROOT/.venv-onedl" ;;
     *)
         printf "setup: SASA_STACK must be openmmlab or onedl, not '%s'\n" "$SASA_STACK" >&2
@@ -31,7 +30,7 @@ give_up() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 # --- A Python that is there already
 
 # The checkout need not be installed there: its code is put on the path.
-doctor_passes() { PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$1" -m sasa_det.environment.doctor --quiet; }
+doctor_passes() { PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$1" -m sasa_det doctor --quiet; }
 
 use_as_is() {
     local module
@@ -48,8 +47,9 @@ use_as_is() {
 
 # What decides whether .venv is complete. A virtual environment cannot be moved, hence the folder.
 setup_key() {
-    { cat "$ROOT/setup.cfg" "$ROOT/setup.py" "$ROOT/pyproject.toml" "$ROOT"/sasa_det/ops/csrc/*
-      echo "$ROOT $SASA_TORCH $SASA_MMCV"; } | cksum
+    { cat "$ROOT"/{setup.py,pyproject.toml,sasa_det.pth,sasa_det.start,sasa_det/environment/stack.py} \
+          "$ROOT"/sasa_det/ops/csrc/*.{cpp,h}
+      echo "$ROOT ${SASA_TORCH:-} $SASA_STACK"; } | cksum
 }
 
 is_complete() {
@@ -95,7 +95,9 @@ step() {
 
 ops_import() { "$SASA_VENV/bin/python" -c 'import mmcv.ops' >>"$SASA_LOG" 2>&1; }
 pip_install() { "$SASA_VENV/bin/python" -m pip install "$@"; }
-build_mmcv() { MMCV_WITH_OPS=1 pip_install --no-build-isolation "$@" "$SASA_MMCV"; }
+# Name a distribution, get what pip is to install of it.
+pin() { "$SASA_VENV/bin/python" "$ROOT/sasa_det/environment/stack.py" "$@"; }
+build_mmcv() { MMCV_WITH_OPS=1 pip_install --no-build-isolation "$@" "$(pin "$SASA_MMCV")"; }
 
 need_compiler() {
     command -v g++ >/dev/null ||
@@ -105,8 +107,8 @@ need_compiler() {
 
 rebuild_mmcv() {
     need_compiler
-    "$SASA_VENV/bin/python" -m pip cache remove "${SASA_MMCV%%=*}" || true
-    build_mmcv --force-reinstall --no-deps --no-binary "${SASA_MMCV%%=*}"
+    "$SASA_VENV/bin/python" -m pip cache remove "$SASA_MMCV" || true
+    build_mmcv --force-reinstall --no-deps --no-binary "$SASA_MMCV"
 }
 
 install_sasa_det() {
@@ -115,18 +117,28 @@ install_sasa_det() {
         return
     fi
     # Its requirements name OpenMMLab's packages, which would lie over the fork's modules of the same names.
-    "$SASA_VENV/bin/python" - "$ROOT/setup.cfg" >"$SASA_VENV/requirements.txt" <<'EOF' || return
-import configparser, sys
+    pip_install --no-build-isolation --no-deps --editable "$ROOT" || return
+    "$SASA_VENV/bin/python" - >"$SASA_VENV/requirements.txt" <<'EOF' || return
+from importlib.metadata import requires
 
-config = configparser.ConfigParser()
-config.read(sys.argv[1])
-wanted = [config['options']['install_requires'], config['options.extras_require']['tests']]
-family = ('mmengine', 'mmcv', 'mmdet')
-print('\n'.join(line for line in '\n'.join(wanted).splitlines() if not line.startswith(family)))
+from pip._vendor.packaging.requirements import Requirement
+
+
+def wanted(extra):
+    for requirement in map(Requirement, requires('sasa_det')):
+        if requirement.marker and not requirement.marker.evaluate({'extra': extra}):
+            continue
+        if requirement.name in ('sasa_det', 'sasa-det'):
+            for other in requirement.extras:
+                yield from wanted(other)
+        elif requirement.name not in ('mmengine', 'mmcv', 'mmdet'):
+            yield f'{requirement.name}{requirement.specifier}'
+
+
+print(*sorted(set(wanted('tests'))), sep='\n')
 EOF
-    pip_install 'onedl-mmengine==0.10.12' 'onedl-mmdetection==3.5.1' "$SASA_MMCV" \
-        -r "$SASA_VENV/requirements.txt" &&
-        pip_install --no-build-isolation --no-deps --editable "$ROOT"
+    # shellcheck disable=SC2046  # one word each
+    pip_install $(pin onedl-mmengine onedl-mmcv onedl-mmdetection) -r "$SASA_VENV/requirements.txt"
 }
 
 complete_venv() {
@@ -143,14 +155,15 @@ complete_venv() {
     # mmcv's build asks torch and pkg_resources, which newer setuptools lack. torch refuses Python's own
     # older one, and would bring the newest in its place.
     step 'build tools' '10 s' pip_install 'setuptools>=77.0.3,<81' wheel ninja
+    local torch="${SASA_TORCH:-$(pin torch)}"
     # shellcheck disable=SC2086  # options beside the requirement are meant to be split
-    step "$SASA_TORCH" '1 min and the download' pip_install $SASA_TORCH
+    step "$torch" '1 min and the download' pip_install $torch
     if ! ops_import; then
-        "$SASA_VENV/bin/python" -m pip cache list "${SASA_MMCV%%=*}" 2>/dev/null | grep -q '\.whl' || need_compiler
-        step "$SASA_MMCV with its ops" "1 min from pip's cache, else built in 11 min on 2 cores" \
+        "$SASA_VENV/bin/python" -m pip cache list "$SASA_MMCV" 2>/dev/null | grep -q '\.whl' || need_compiler
+        step "$(pin "$SASA_MMCV") with its ops" "1 min from pip's cache, else built in 11 min on 2 cores" \
             build_mmcv
         # pip's cache may hold one without ops, or one that was built against another torch.
-        ops_import || step "$SASA_MMCV again, as pip's cached one does not import" \
+        ops_import || step "$(pin "$SASA_MMCV") again, as pip's cached one does not import" \
             '11 min on 2 cores' rebuild_mmcv
         ops_import || give_up "mmcv was built, but \`import mmcv.ops\` fails; see $SASA_LOG."
     fi
@@ -160,7 +173,7 @@ complete_venv() {
         step 'opencv-python-headless, as opencv-python does not import' '20 s' \
             pip_install --force-reinstall --no-deps opencv-python-headless
     fi
-    "$SASA_VENV/bin/python" -m sasa_det.environment.doctor --quiet || give_up 'the check above did not pass.'
+    "$SASA_VENV/bin/python" -m sasa_det doctor --quiet || give_up 'the check above did not pass.'
     setup_key >"$SASA_STAMP"
     say 'complete'
 }
@@ -171,7 +184,7 @@ set_up() {
         [[ "$SASA_PYTHON" != */* ]] ||
             SASA_PYTHON="$(cd "$(dirname "$SASA_PYTHON")" && pwd)/$(basename "$SASA_PYTHON")"
         doctor_passes "$SASA_PYTHON" || give_up \
-            "SASA_PYTHON=$SASA_PYTHON does not pass the check of python -m sasa_det.environment.doctor, see above."
+            "SASA_PYTHON=$SASA_PYTHON does not pass the check of sasa-det doctor, see above."
         use_as_is "$SASA_PYTHON" "$@"
         return
     fi

@@ -7,15 +7,30 @@ import re
 import sys
 import warnings
 from importlib import import_module, metadata
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, List, NamedTuple, Optional, Sequence
 
-# Accepted versions by distribution. setup.cfg repeats those of the first two, for pip.
-COMMON = {'torch': '>=2.1', 'numpy': '>=1.22', 'setuptools': '<81'}
-OPENMMLAB = {'mmengine': '>=0.10.7,<0.11', 'mmcv': '>=2.1.0,<2.2', 'mmdet': '==3.3.0'}
+# Accepted versions by distribution; setup.py and tools/setup_env.sh read them here.
+COMMON = {
+    # The operator is built on torch.library.
+    'torch': '>=2.1',
+    'numpy': '>=1.22',
+    # At run time too: mmengine asks pkg_resources where a `_base_ = 'mmdet::...'` lies, and 81 dropped it.
+    'setuptools': '<81',
+}
+OPENMMLAB = {
+    # The checkpoint types that are allowed are those of 0.10.
+    'mmengine': '>=0.10.7,<0.11',
+    # mmdet refuses 2.2.0 and later; below 2.1.0 there is no source that builds against today's torch.
+    'mmcv': '>=2.1.0,<2.2',
+    # The components are children of its classes, and the tests compare with it weight for weight.
+    'mmdet': '==3.3.0',
+}
 # The maintained fork, with the same import names.
 ONEDL = {'onedl-mmengine': '==0.10.12', 'onedl-mmcv': '==2.3.6', 'onedl-mmdetection': '==3.5.1'}
 
 MINIMUM_PYTHON = (3, 10)
+# What the set-up installs where nothing is said.
+DEFAULT_TORCH = '2.13.0'
 _IMPORTS = {
     'torch': 'torch',
     'numpy': 'numpy',
@@ -171,11 +186,20 @@ def require_stack() -> None:
     """
     problems = find_problems()
     if problems:
-        raise ImportError(
-            'sasa_det cannot be used with what is installed.\n'
-            + '\n'.join(map(str, problems))
-            + '\n`python -m sasa_det.environment.doctor` shows the whole picture.'
-        )
+        raise ImportError(describe(problems))
+
+
+def describe(problems: Sequence[Problem]) -> str:
+    """Say in some lines what is wrong, and what mends it.
+
+    Args:
+        problems: What :func:`find_problems` found.
+    """
+    return (
+        'sasa_det cannot be used with what is installed.\n'
+        + '\n'.join(map(str, problems))
+        + '\n`sasa-det doctor` shows the whole picture.'
+    )
 
 
 def mend_command(name: str, rebuild: bool = False) -> str:
@@ -191,13 +215,12 @@ def mend_command(name: str, rebuild: bool = False) -> str:
     """
     pip = f'{sys.executable} -m pip'
     if name in ('mmcv', 'onedl-mmcv'):
-        version = OPENMMLAB[name].split(',')[0][2:] if name == 'mmcv' else ONEDL[name][2:]
         # A wheel in pip's cache may be the very one that does not import.
         forget = f'{pip} cache remove {name}; ' if rebuild else ''
         force = f'--force-reinstall --no-deps --no-binary {name} ' if rebuild else ''
         return (
             f"{forget}{pip} install 'setuptools<81' wheel ninja && "
-            f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{name}=={version}'
+            f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{pin(name)}'
         )
     if name == 'opencv-python':
         # The same module without windows, so without the graphics libraries that a server lacks.
@@ -205,6 +228,22 @@ def mend_command(name: str, rebuild: bool = False) -> str:
     specifier = {**COMMON, **OPENMMLAB, **ONEDL}[name]
     force = '--force-reinstall ' if rebuild else ''
     return f"{pip} install {force}'{name}{specifier}'"
+
+
+def pin(name: str) -> str:
+    """Give the one version of a distribution that the set-up installs, as pip takes it.
+
+    Args:
+        name: The distribution.
+
+    Examples:
+        >>> pin('mmcv')
+        'mmcv==2.1.0'
+    """
+    if name == 'torch':
+        return f'torch=={DEFAULT_TORCH}'
+    bound = {**COMMON, **OPENMMLAB, **ONEDL}[name]
+    return f'{name}=={re.match(r"[>=]=([0-9.]+)", bound).group(1)}'
 
 
 def _numbers(version: str) -> tuple:
@@ -232,3 +271,9 @@ def _import_problem(name: str, specifier: str) -> Optional[Problem]:
             mend = f"{sys.executable} -m pip install 'numpy<2'"
         return Problem(name, found, specifier, mend)
     return None
+
+
+if (
+    __name__ == '__main__'
+):  # for tools/setup_env.sh, which runs this file before anything is installed
+    print(*map(pin, sys.argv[1:]), sep='\n')

@@ -46,15 +46,16 @@ def test_quiet_prints_nothing_where_all_is_well(capsys):
     assert capsys.readouterr() == ('', '')
 
 
-def test_a_wrong_version_stops_the_import_but_not_the_doctor(tmp_path):
+def test_a_wrong_version_stops_the_registration_but_not_the_doctor(tmp_path):
     pretend(tmp_path, MMCV, '2.2.0')
     complaint = f'{MMCV}: found 2.2.0; accepted is {stack.supported()[MMCV]}'
-    imported = run('-c', 'import sasa_det', path=tmp_path)
+    assert run('-c', 'import sasa_det', path=tmp_path).returncode == 0
+    imported = run('-c', 'import sasa_det; sasa_det.register()', path=tmp_path)
     assert imported.returncode == 1
     assert complaint in imported.stderr
-    assert 'python -m sasa_det.environment.doctor' in imported.stderr
+    assert 'sasa-det doctor' in imported.stderr
 
-    seen = run('-m', 'sasa_det.environment.doctor', path=tmp_path)
+    seen = run('-m', 'sasa_det', 'doctor', path=tmp_path)
     assert seen.returncode == 1
     assert complaint in seen.stdout
     assert stack.mend_command(MMCV) in seen.stdout
@@ -64,7 +65,7 @@ def test_a_wrong_version_stops_the_import_but_not_the_doctor(tmp_path):
 @pytest.mark.parametrize('module', ['torch', 'rich', 'cv2'])
 def test_the_doctor_works_where_a_module_does_not_import(tmp_path, module):
     (tmp_path / f'{module}.py').write_text("raise ImportError('broken on purpose')\n")
-    seen = run('-m', 'sasa_det.environment.doctor', path=tmp_path)
+    seen = run('-m', 'sasa_det', 'doctor', path=tmp_path)
     assert 'Traceback' not in seen.stderr
     assert seen.returncode == 1
     if module == 'torch':
@@ -77,7 +78,7 @@ def test_quiet_names_problems_only(tmp_path):
     package = tmp_path / 'mmcv'
     package.mkdir()
     (package / '__init__.py').write_text("__version__ = '2.1.0'\n")
-    seen = run('-m', 'sasa_det.environment.doctor', '--quiet', path=tmp_path)
+    seen = run('-m', 'sasa_det', 'doctor', '--quiet', path=tmp_path)
     assert seen.returncode == 1
     assert seen.stdout == ''
     version = stack.installed_version(MMCV)

@@ -72,7 +72,7 @@ def test_each_mismatch_is_named_with_its_command(installed, name, version, comma
     assert problem.mend.endswith(command)
     with pytest.raises(ImportError) as error:
         stack.require_stack()
-    for part in (name, version, problem.accepted, command, 'python -m sasa_det.environment.doctor'):
+    for part in (name, version, problem.accepted, command, 'sasa-det doctor'):
         assert part in str(error.value)
 
 

@@ -121,7 +121,13 @@ def test_a_file_name_leads_nowhere(visitor, image_file, name, tmp_path):
 def test_files_of_the_machine_stay_there(visitor, model, tmp_path):
     secret = tmp_path / 'secret.png'
     cv2.imwrite(str(secret), np.zeros((40, 40, 3), np.uint8))
-    for path in (secret, '/etc/passwd', model.cfg.filename, 'setup.cfg', '../../../../etc/passwd'):
+    for path in (
+        secret,
+        '/etc/passwd',
+        model.cfg.filename,
+        'pyproject.toml',
+        '../../../../etc/passwd',
+    ):
         answer = visitor.ask('detect', visitor.file(str(path)), LAYER, None)
         assert isinstance(answer, str), answer
         for spelling in (quote(str(path)), quote(str(path), safe='')):
