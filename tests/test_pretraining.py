@@ -10,17 +10,27 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from sasa_det.cli.mmpretrain_tool import what_is_missing
+from sasa_det.cli.openmmlab_tools import missing_for_mmpretrain
 from sasa_det.data.box_crops import crop_boxes
 from sasa_det.data.digits import make_digits
 
 ROOT = Path(__file__).resolve().parents[1]
 
-needs_mmpretrain = pytest.mark.skipif(what_is_missing() is not None, reason=str(what_is_missing()))
+needs_mmpretrain = pytest.mark.skipif(
+    missing_for_mmpretrain() is not None, reason=str(missing_for_mmpretrain())
+)
 
 
 def run(*arguments, cwd):
-    command = [sys.executable, '-m', 'sasa_det.cli.mmpretrain_tool', *map(str, arguments)]
+    command = [
+        sys.executable,
+        '-m',
+        'sasa_det',
+        'tool',
+        '--package',
+        'mmpretrain',
+        *map(str, arguments),
+    ]
     return subprocess.run(
         command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -74,7 +84,7 @@ def test_a_checkpoint_of_mmpretrain_is_the_backbones_start(name, crops, tmp_path
 def test_an_imagenet_row_is_built_by_mmpretrain_as_we_cost_it():
     from mmpretrain.registry import MODELS as CLASSIFIERS
 
-    from tools.paper.tables import build_model
+    from sasa_det.evaluation.costs import build_model
 
     config = Config.fromfile(ROOT / 'configs/pretrain/sasa-r26-attnstem_32xb128-130e_in1k.py')
     ours = build_model(config)
@@ -93,13 +103,13 @@ def test_an_imagenet_row_is_built_by_mmpretrain_as_we_cost_it():
 
 
 def test_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setattr('sasa_det.cli.mmpretrain_tool.find_spec', lambda name: None)
-    assert "pip install 'sasa_det[pretrain]'" in what_is_missing()
+    monkeypatch.setattr('sasa_det.cli.openmmlab_tools.find_spec', lambda name: None)
+    assert "pip install 'sasa_det[pretrain]'" in missing_for_mmpretrain()
     monkeypatch.setattr(
-        'sasa_det.cli.mmpretrain_tool.find_spec', lambda name: name == 'mmpretrain' or None
+        'sasa_det.cli.openmmlab_tools.find_spec', lambda name: name == 'mmpretrain' or None
     )
     minor = int(torch.__version__.split('.')[1])
-    assert f"pip install --no-deps 'torchvision==0.{minor + 15}.*'" in what_is_missing()
+    assert f"pip install --no-deps 'torchvision==0.{minor + 15}.*'" in missing_for_mmpretrain()
 
 
 @needs_mmpretrain

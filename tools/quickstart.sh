@@ -93,18 +93,18 @@ launch=()
 stretch=()
 [[ -z "$EPOCHS" ]] || stretch=(--max-epochs "$EPOCHS")
 if [[ -z "$DATA" ]]; then
-    "$PYTHON" -m sasa_det.data.digits data/digits
+    "$PYTHON" -m sasa_det demo-data
 fi
 if [[ -z "$DATA$EPOCHS" ]]; then
     CONFIG="$DIGITS_CONFIG"
 else
     CONFIG="$WORK_DIR/config.py"
     BASE="$([[ -z "$DATA" ]] && echo "$DIGITS_CONFIG" || echo "$OWN_DATA_BASE")"
-    "$PYTHON" -m sasa_det.data.coco_config "${DATA:-data/digits}" --out "$CONFIG" --base "$BASE" \
+    "$PYTHON" -m sasa_det coco-config "${DATA:-data/digits}" --out "$CONFIG" --base "$BASE" \
         ${stretch[@]+"${stretch[@]}"}
 fi
 
-train=(-m sasa_det.cli.mmdet_tool train "$CONFIG" --work-dir "$WORK_DIR")
+train=(-m sasa_det train "$CONFIG" --work-dir "$WORK_DIR")
 if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
     echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
     train+=(--resume)
@@ -120,9 +120,9 @@ fi
 # mmdet's own tools/train.py and tools/test.py, as they lie in its package.
 ${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}"
 CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
-"$PYTHON" -m sasa_det.cli.mmdet_tool test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+"$PYTHON" -m sasa_det test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
     --out "$WORK_DIR/predictions.pkl"
-"$PYTHON" -m sasa_det.visualization.report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
+"$PYTHON" -m sasa_det report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
     --predictions "$WORK_DIR/predictions.pkl"
 touch "$WORK_DIR/finished"
 echo

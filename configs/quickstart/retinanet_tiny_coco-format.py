@@ -1,4 +1,4 @@
-# For COCO-format data of one's own: `python -m sasa_det.data.coco_config` writes a config that
+# For COCO-format data of one's own: `sasa-det coco-config` writes a config that
 # inherits from this one, or its all-attention sibling, and names the data and its classes.
 _base_ = './retinanet_tiny_digits.py'
 

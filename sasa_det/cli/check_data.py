@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> int:
         FileNotFoundError: There is no such config.
         ValueError: The config has no data sets.
     """
-    from .. import register
-    from .inputs import find_config, read_config
+    from .process import prepare
 
-    register()
+    prepare()
+    from ..configs import find_config, read_config
     from ..data.check import DataPlace, data_places, find_data_problems
 
     if options.images is not None:

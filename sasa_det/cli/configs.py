@@ -1,12 +1,15 @@
-"""``sasa-det configs``: list the configs that the package brings along, describe one."""
+"""``sasa-det configs``: list the configs that the package brings along, describe one, write one out whole."""
 
 import argparse
+import errno
+from pathlib import Path
 
 EXAMPLES = """\
 examples:
   sasa-det configs
   sasa-det configs retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco
   sasa-det configs my_config.py --size 800 1280
+  sasa-det configs retinanet_sasa-tiny_digits --flatten whole.py
 """
 
 
@@ -31,23 +34,37 @@ def add_to(commands) -> None:
         metavar=('HEIGHT', 'WIDTH'),
         help='of the image whose multiply-adds are counted (default: 640 640)',
     )
+    parser.add_argument(
+        '--flatten',
+        metavar='FILE',
+        help='write CONFIG there with its bases merged in, for any script',
+    )
     parser.set_defaults(run=run, passes_on=False)
 
 
 def run(options: argparse.Namespace) -> None:
-    """List the configs, or describe one.
+    """List the configs, describe one, or write one out.
 
     Args:
         options: The parsed command line.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        FileExistsError: The file to be written is there already.
+        ValueError: There is nothing to flatten, or the config cannot be read.
     """
-    if options.config is None:
+    if options.flatten is not None:
+        if options.config is None:
+            raise ValueError('--flatten: name the config that is to be written')
+        _flatten(options.config, Path(options.flatten))
+    elif options.config is None:
         _list()
     else:
         _describe(options.config, tuple(options.size))
 
 
 def _list() -> None:
-    from .inputs import shipped_configs
+    from ..configs import shipped_configs
 
     folder = None
     for name, path in sorted(shipped_configs().items(), key=lambda entry: entry[1]):
@@ -58,17 +75,28 @@ def _list() -> None:
     print('In a config of your own: _base_ = "sasa_det::FOLDER/NAME.py"')
 
 
+def _flatten(name: str, to: Path) -> None:
+    from ..configs import find_config, read_config
+
+    config = read_config(find_config(name))
+    if to.exists():
+        raise FileExistsError(errno.EEXIST, 'is there already; name another file', str(to))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    config.dump(to)
+    print(f'wrote {to}')
+
+
 def _describe(name: str, size: tuple) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .inputs import find_config, read_config
+    from ..configs import find_config, read_config
 
     path = find_config(name)
     with Console(stderr=True).status('Building the model and counting'):
-        from .. import register
+        from .process import prepare
 
-        register()
+        prepare()
         from ..evaluation.detector_cost import detector_cost
 
         cost = detector_cost(read_config(path), size)

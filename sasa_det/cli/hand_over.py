@@ -33,32 +33,79 @@ def _demo_data(rest: list) -> int:
     return 2 if main(rest) else 0
 
 
+def _coco_config(rest: list) -> int:
+    from .process import prepare
+
+    prepare()
+    from ..data.coco_config import main
+
+    return 2 if main(rest) else 0
+
+
+def _box_crops(rest: list) -> int:
+    from ..data.box_crops import main
+
+    return 2 if main(rest) else 0
+
+
 def _mmdets(tool: str) -> Callable:
     def run(rest: list) -> int:
-        from .. import register
-        from .inputs import find_config, read_config
-        from .mmdet_tool import main
+        from ..configs import find_config, read_config
+        from .openmmlab_tools import run_tool
+        from .process import prepare
 
-        register()
+        prepare()
         if rest and not rest[0].startswith('-'):
             path = find_config(rest[0])
             read_config(path)
             rest = [str(path), *rest[1:]]
-        main([tool, *rest])
+        run_tool(tool, rest)
         return 0
 
     return run
 
 
-def _compare(rest: list) -> int:
-    from .. import register
+def _tool(rest: list) -> int:
+    parser = argparse.ArgumentParser(
+        prog='sasa-det tool', description='Without a name: where the tools are.'
+    )
+    parser.add_argument('--package', choices=('mmdet', 'mmpretrain'), default='mmdet')
+    parser.add_argument('name', nargs='?', help='such as analysis_tools/get_flops')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help="the tool's own")
+    options = parser.parse_args(rest)
+    from .openmmlab_tools import missing_for_mmpretrain, run_tool, tools_folder
 
-    register()
+    missing = missing_for_mmpretrain() if options.package == 'mmpretrain' else None
+    if missing:
+        raise ImportError(missing)
+    if options.name is None:
+        print(tools_folder(options.package))
+        return 0
+    from .process import prepare
+
+    prepare()
+    run_tool(options.name, options.arguments, options.package)
+    return 0
+
+
+def _compare(rest: list) -> int:
+    from .process import prepare
+
+    prepare()
+    from ..configs import shipped_configs
     from ..experiments.compare import main
-    from .inputs import shipped_configs
 
     shipped = shipped_configs()
     return main([str(shipped.get(argument, argument)) for argument in rest])
+
+
+def _report(rest: list) -> int:
+    from .process import prepare
+
+    prepare()
+    from ..visualization.report import main
+
+    return main(rest)
 
 
 COMMANDS = {
@@ -72,6 +119,17 @@ COMMANDS = {
         '  sasa-det demo-data\n  sasa-det demo-data my_digits --num-train 100 --num-val 20',
         _demo_data,
     ),
+    'coco-config': HandOver(
+        'check data of your own in COCO format, and write a config that trains on it',
+        '  sasa-det coco-config my_data --out my_config.py\n'
+        '  sasa-det coco-config my_data --out my_config.py --image-scale 512 --max-epochs 24',
+        _coco_config,
+    ),
+    'box-crops': HandOver(
+        'cut the boxes out of COCO-format data, as a data set to pretrain a backbone on',
+        '  sasa-det box-crops data/digits data/digit-crops',
+        _box_crops,
+    ),
     'train': HandOver(
         "train, by mmdet's own train.py; CONFIG is a file or one of `sasa-det configs`",
         '  sasa-det train retinanet_sasa-tiny_digits\n'
@@ -84,6 +142,18 @@ COMMANDS = {
         '  sasa-det test my_config.py runs/1/epoch_12.pth\n'
         '  sasa-det test my_config.py runs/1/epoch_12.pth --out predictions.pkl --show-dir shown',
         _mmdets('test'),
+    ),
+    'tool': HandOver(
+        "run any other tool of mmdet's or mmpretrain's own; without a name, say where they are",
+        '  sasa-det tool analysis_tools/get_flops my_config.py --num-images 1\n'
+        '  sasa-det tool --package mmpretrain train configs/pretrain/sasa-tiny_digit-crops.py',
+        _tool,
+    ),
+    'report': HandOver(
+        'write numbers, pictures and a page on a trained detector',
+        '  sasa-det report my_config.py runs/1/epoch_12.pth --predictions predictions.pkl '
+        '--work-dir runs/1',
+        _report,
     ),
     'compare': HandOver(
         'train configs with several seeds, and set AP against parameters, FLOPs, time and memory',

@@ -19,6 +19,10 @@ wrong with arguments or files; 130 if interrupted.
 """
 
 
+# What files, arguments and installations may be wrong by; anything else is a mistake of the code.
+EXPECTED = (OSError, ValueError, KeyError, ImportError, RuntimeError)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Put the parser together out of the sub-commands.
 
@@ -63,8 +67,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         print(f'sasa-det {options.command}: interrupted', file=sys.stderr)
         return 130
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        if options.traceback:
+    except Exception as error:
+        if options.traceback or not (options.passes_on or isinstance(error, EXPECTED)):
             raise
         print(f'sasa-det {options.command}: {_one_message(error)}', file=sys.stderr)
         return 2
@@ -74,5 +78,6 @@ def _one_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
     # A KeyError's own text is the key alone, in quotes.
-    kind = f'{type(error).__name__}: ' if isinstance(error, KeyError) or not str(error) else ''
+    named = isinstance(error, KeyError) or not isinstance(error, EXPECTED) or not str(error)
+    kind = f'{type(error).__name__}: ' if named else ''
     return f'{kind}{error}'

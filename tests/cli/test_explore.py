@@ -57,7 +57,7 @@ def test_a_checkpoint_that_runs_code_is_refused(gradio, capsys, trained, tmp_pat
 
 
 def test_it_serves_this_machine_until_interrupted(gradio, trained):
-    command = [sys.executable, '-W', 'ignore', '-m', 'sasa_det.cli', 'explore', str(trained)]
+    command = [sys.executable, '-W', 'ignore', '-m', 'sasa_det', 'explore', str(trained)]
     # What a shell starts in the background ignores Ctrl-C, and so would what it starts in turn.
     heed_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)

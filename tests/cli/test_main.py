@@ -7,12 +7,16 @@ from pathlib import Path
 
 import cv2
 import pytest
+from mmengine.config import Config
 
-from sasa_det.cli.inputs import shipped_configs
 from sasa_det.cli.main import main
+from sasa_det.configs import shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ('doctor', 'demo-data', 'train', 'test', 'configs', 'predict', 'explain')
+COMMANDS = (
+    'doctor', 'demo-data', 'coco-config', 'box-crops', 'train', 'test', 'tool', 'report', 'compare', 'configs',
+    'check-data', 'predict', 'explain', 'explore', 'export',
+)  # fmt: skip
 
 
 def help_of(capsys, *argv):
@@ -35,7 +39,7 @@ def test_each_command_has_examples_in_its_help(capsys, command):
 
 def test_help_imports_nothing_heavy():
     done = subprocess.run(
-        [sys.executable, '-X', 'importtime', '-m', 'sasa_det.cli', '--help'],
+        [sys.executable, '-X', 'importtime', '-m', 'sasa_det', '--help'],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     imported = {line.rpartition('|')[2].strip() for line in done.stderr.splitlines()}
@@ -68,6 +72,21 @@ class TestConfigs:
         }
         assert {line.strip() for line in printed if line.startswith('    ')} == leaves
         assert shipped_configs().keys() == leaves
+
+    def test_flattens_one(self, capsys, tmp_path):
+        whole = tmp_path / 'new' / 'whole.py'
+        name = 'retinanet_sasa-tiny_digits'
+        assert main(['configs', name, '--flatten', str(whole)]) == 0
+        assert capsys.readouterr().out == f'wrote {whole}\n'
+        assert '_base_' not in whole.read_text()
+        original, written = (Config.fromfile(path) for path in (shipped_configs()[name], whole))
+        assert written.to_dict() == original.to_dict()
+        assert main(['configs', name, '--flatten', str(whole)]) == 2
+        assert capsys.readouterr().err == (
+            f'sasa-det configs: {whole}: is there already; name another file\n'
+        )
+        assert main(['configs', '--flatten', str(tmp_path / 'other.py')]) == 2
+        assert 'name the config' in capsys.readouterr().err
 
     def test_describes_one(self, capsys):
         """The parameters are those of test_configs.py, which counts them by hand."""
@@ -133,7 +152,7 @@ class TestHandOver:
         """In processes of their own, as mmdet's tools set up much that is global."""
 
         def run(*argv):
-            command = [sys.executable, '-m', 'sasa_det.cli', *map(str, argv)]
+            command = [sys.executable, '-m', 'sasa_det', *map(str, argv)]
             env = {'PYTHONPATH': str(ROOT), 'PATH': '', 'OMP_NUM_THREADS': '1'}
             done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr

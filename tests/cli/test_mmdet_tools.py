@@ -59,7 +59,7 @@ class Run:
     def tool(self, name, *arguments):
         """Run one of mmdet's tools and return what it said."""
         done = subprocess.run(
-            [sys.executable, '-m', 'sasa_det.cli.mmdet_tool', name, *map(str, arguments)],
+            [sys.executable, '-m', 'sasa_det', 'tool', name, *map(str, arguments)],
             cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', MPLBACKEND='agg', PATH=''),
         )  # fmt: skip

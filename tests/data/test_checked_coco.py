@@ -300,7 +300,7 @@ def test_mmdets_train_stops_before_training(digits_root, tmp_path):
     annotations = root / 'annotations' / 'instances_val.json'
     annotations.write_text(annotations.read_text().replace('"nine"', '"neuf"'))
     (tmp_path / 'config.py').write_text(TRAIN.format(root=f'{root}/'))
-    command = ['-m', 'sasa_det.cli.mmdet_tool', 'train', 'config.py', '--work-dir', 'out']
+    command = ['-m', 'sasa_det', 'train', 'config.py', '--work-dir', 'out']
     run = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
     )

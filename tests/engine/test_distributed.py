@@ -48,7 +48,7 @@ def train(folder, data, processes):
         '    checkpoint=dict(by_epoch=False, interval=3))\n'
         'log_processor = dict(window_size=1, by_epoch=False)\n'
     )
-    command = ['-m', 'sasa_det.cli.mmdet_tool', 'train', 'config.py', '--work-dir', '.']
+    command = ['-m', 'sasa_det', 'train', 'config.py', '--work-dir', '.']
     if processes > 1:
         launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command = [*launch, *command, '--launcher', 'pytorch']

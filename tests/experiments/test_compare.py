@@ -136,7 +136,8 @@ def test_a_tool_that_fails_shows_the_end_of_its_output(options, tmp_path):
     broken = [option for option in options if 'train_dataloader.dataset' not in option]
     run = TrainingRun(TINY, 0, tmp_path, [*broken, 'train_dataloader.dataset.data_root=/nowhere/'])
     with pytest.raises(
-        RunFailed, match=r'train failed with 1; .*train\.out ends in\n(.|\n)*/nowhere/'
+        RunFailed,
+        match=r'train failed with 2; .*train\.out ends in\n(.|\n)*\nsasa-det train: .*/nowhere/',
     ):
         run.finish()
 

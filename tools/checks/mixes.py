@@ -23,12 +23,12 @@ from typing import Dict, List, NamedTuple, Sequence
 
 import torch
 from mmdet.registry import MODELS
-from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[2]
-LEAVES = sorted((ROOT / 'configs' / 'retinanet').glob('*.py'))
+from sasa_det.configs import CONFIGS, read_config
+
+LEAVES = sorted((CONFIGS / 'retinanet').glob('*.py'))
 IMAGE_SCALE = (480, 480)
 
 
@@ -46,16 +46,6 @@ class Step(NamedTuple):
     gradients: Dict[str, float]
     learning: List[str]
     checkpoint: Path
-
-
-def read_config(path, options: Sequence[str] = ()) -> Config:
-    """Read a config and merge ``--cfg-options`` into it, parsed as mmdet's tools parse them."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    arguments = ['--cfg-options', *options] if options else []
-    config = Config.fromfile(path)
-    config.merge_from_dict(parser.parse_args(arguments).cfg_options)
-    return config
 
 
 def smoke_options(data, backbone_checkpoint=None) -> List[str]:
@@ -162,7 +152,7 @@ def run_tool(name: str, *arguments, cwd) -> str:
     Raises:
         RuntimeError: It failed; holds what it printed.
     """
-    command = [sys.executable, '-m', 'sasa_det.cli.mmdet_tool', name, *map(str, arguments)]
+    command = [sys.executable, '-m', 'sasa_det', 'tool', name, *map(str, arguments)]
     done = subprocess.run(
         command, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -127,7 +127,7 @@ def kill_one(root: Path, data: Path, most: float) -> bool:
     process = start_in_processes(folder)
     while process.poll() is None and not (folder / 'epoch_1.pth').exists():
         time.sleep(0.05)
-    ranks = [pid for pid in children(process.pid) if 'mmdet_tool' in command_of(pid)]
+    ranks = [pid for pid in children(process.pid) if 'sasa_det' in command_of(pid)]
     os.kill(ranks[-1], signal.SIGKILL)
     begin = time.monotonic()
     status = process.wait(timeout=10 * most)

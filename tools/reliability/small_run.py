@@ -118,14 +118,14 @@ def start(folder: Path, *arguments: str, tool: str = 'train') -> Process:
 
 
 def _work(folder: Path, tool: str, arguments: tuple) -> None:
-    from sasa_det.cli.mmdet_tool import main
+    from sasa_det.cli.openmmlab_tools import run_tool
 
     os.setsid()
     os.chdir(folder)
     said = os.open('said.txt', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    main([tool, 'config.py', *arguments, '--work-dir', '.'])
+    run_tool(tool, ['config.py', *arguments, '--work-dir', '.'])
 
 
 def run(folder: Path, *arguments: str, tool: str = 'train') -> str:
@@ -143,7 +143,7 @@ def start_in_processes(
 ) -> Popen:
     """Start it in some processes, by torchrun; what it says goes to ``said.txt``, too."""
     launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    words = ['-m', 'sasa_det.cli.mmdet_tool', tool, 'config.py', *arguments, '--work-dir', '.']
+    words = ['-m', 'sasa_det', tool, 'config.py', *arguments, '--work-dir', '.']
     with open(folder / 'said.txt', 'ab') as said:
         return Popen(
             [sys.executable, *launch, *words, '--launcher', 'pytorch'],

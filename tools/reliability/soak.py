@@ -30,9 +30,9 @@ def build_small():
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    import sasa_det
+    from sasa_det.configs import find_config
 
-    path = Path(sasa_det.__file__).parent / '.mim/configs/quickstart/retinanet_sasa-tiny_digits.py'
+    path = find_config('retinanet_sasa-tiny_digits')
     config = Config.fromfile(path)
     config.merge_from_dict(
         {

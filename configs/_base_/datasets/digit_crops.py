@@ -1,4 +1,4 @@
-# The digits cut out of the embedded data set: `python -m sasa_det.data.box_crops data/digits
+# The digits cut out of the embedded data set: `sasa-det box-crops data/digits
 # data/digit-crops`.
 pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 train_dataloader = dict(

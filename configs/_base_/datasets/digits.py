@@ -1,4 +1,4 @@
-# The embedded data set: handwritten digits on photographs, made by `python -m sasa_det.data.digits`.
+# The embedded data set: handwritten digits on photographs, made by `sasa-det demo-data`.
 dataset_type = 'CheckedCocoDataset'
 data_root = 'data/digits/'
 metainfo = dict(

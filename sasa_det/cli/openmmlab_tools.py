@@ -1,14 +1,14 @@
-"""``python -m sasa_det.cli.mmdet_tool train CONFIG ...`` runs a tool that mmdet's package brings along.
+"""The tools that mmdet's and mmpretrain's packages bring along, run as they are.
 
-The tools lie deep in the installed package (``mmdet/.mim/tools``); they are run as they are, with
-sasa_det imported first.
+They lie deep in the installed package (``mmdet/.mim/tools``).
 """
 
 import runpy
 import sys
+import traceback
 from importlib.util import find_spec
 from pathlib import Path
-from typing import List
+from typing import List, Optional
 
 
 def tools_folder(package: str = 'mmdet') -> Path:
@@ -62,28 +62,47 @@ def tool_path(name: str, package: str = 'mmdet') -> Path:
     return path
 
 
-def main(arguments: List[str], package: str = 'mmdet') -> None:
-    """Run the command.
+def run_tool(name: str, arguments: List[str], package: str = 'mmdet') -> None:
+    """Run a tool in this process, as its own script would run.
 
     Args:
-        arguments: The tool's name, then its own arguments; none prints where the tools are.
+        name: As :func:`tool_path` takes it.
+        arguments: The tool's own.
         package: 'mmdet' or 'mmpretrain'.
+
+    Raises:
+        ValueError: There is no such tool; lists those there are.
+        Exception: Whatever the tool raised, after its traceback was printed.
     """
-    if not arguments:
-        print(tools_folder(package))
-        return
-    try:
-        path = str(tool_path(arguments[0], package))
-    except ValueError as error:
-        sys.exit(str(error))
+    path = str(tool_path(name, package))
     launcher = ' '.join(arguments).replace('--launcher=', '--launcher ').partition('--launcher ')[2]
     if launcher and not launcher.startswith('none'):
         from ..engine.distributed import join_processes
 
         join_processes()
-    sys.argv = [path, *arguments[1:]]
-    runpy.run_path(path, run_name='__main__')
+    sys.argv = [path, *arguments]
+    try:
+        runpy.run_path(path, run_name='__main__')
+    except Exception:
+        # Where it came from, for whoever wrote the code; the command adds its one sentence as the last line.
+        traceback.print_exc()
+        raise
 
 
-if __name__ == '__main__':
-    main(sys.argv[1:])
+def missing_for_mmpretrain() -> Optional[str]:
+    """Say by which command to install what mmpretrain lacks, or give None.
+
+    Examples:
+        >>> missing_for_mmpretrain() is None or 'pip install' in missing_for_mmpretrain()
+        True
+    """
+    import torch
+
+    pip = f'{sys.executable} -m pip install'
+    if find_spec('mmpretrain') is None:
+        return f"mmpretrain is not installed: {pip} 'sasa_det[pretrain]'"
+    if find_spec('torchvision') is None:
+        # torch 2.x came with torchvision 0.(x + 15). With its dependencies pip might change torch.
+        minor = int(torch.__version__.split('.')[1])
+        return f"mmpretrain needs torchvision: {pip} --no-deps 'torchvision==0.{minor + 15}.*'"
+    return None

@@ -1,0 +1,94 @@
+"""Configs: those that the package brings along, and reading any."""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Dict, Sequence
+
+# As mmengine expects a package's configs there; in a checkout it is a link to configs/.
+CONFIGS = (Path(__file__).resolve().parent / '.mim' / 'configs').resolve()
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """Find the configs that the package brings along, by name.
+
+    Examples:
+        >>> shipped_configs()['retinanet_sasa-tiny_digits'].name
+        'retinanet_sasa-tiny_digits.py'
+    """
+    leaves = (
+        path for path in CONFIGS.rglob('*.py') if '_base_' not in path.relative_to(CONFIGS).parts
+    )
+    return {path.stem: path for path in sorted(leaves)}
+
+
+def find_config(name: str) -> Path:
+    """Find a config by its file, or by its name among those that the package brings along.
+
+    Args:
+        name: A path, a name as `sasa-det configs` lists it, or ``sasa_det::folder/name.py``.
+
+    Raises:
+        FileNotFoundError: There is none; names those that are spelt alike.
+
+    Examples:
+        >>> find_config('retinanet_sasa-tiny_digits').name
+        'retinanet_sasa-tiny_digits.py'
+    """
+    if Path(name).is_file():
+        return Path(name)
+    shipped = shipped_configs()
+    stem = Path(name.removeprefix('sasa_det::')).stem
+    if stem in shipped and (name.startswith('sasa_det::') or name == stem):
+        return shipped[stem]
+    close = [other for other in shipped if stem in other][:3]
+    close = close or difflib.get_close_matches(stem, shipped, n=3, cutoff=0.5)
+    hint = f'; did you mean {" or ".join(close)}?' if close else ''
+    raise FileNotFoundError(
+        f'{name}: no such config; there is no such file, and `sasa-det configs` does not list it{hint}'
+    )
+
+
+def read_config(path, cfg_options: Sequence[str] = ()):
+    """Read a config and merge options into it; where that fails, say so in one line.
+
+    Args:
+        path: Its file.
+        cfg_options: ``key=value`` each, as mmdet's ``--cfg-options`` takes them.
+
+    Returns:
+        mmengine's Config.
+
+    Raises:
+        ValueError: It cannot be read, or an option has no ``=``; names the file and says why.
+
+    Examples:
+        >>> path = find_config('retinanet_sasa-tiny_digits')
+        >>> read_config(path, ['train_cfg.max_epochs=2']).train_cfg.max_epochs
+        2
+    """
+    from mmengine.config import Config
+
+    options = _parse(cfg_options)
+    try:
+        config = Config.fromfile(path)
+        config.merge_from_dict(options)
+    except Exception as error:  # a config is a program, which may fail by any error
+        reason = (str(error).strip() or 'no message').splitlines()[0]
+        raise ValueError(
+            f'{path}: cannot be read as a config ({type(error).__name__}: {reason})'
+        ) from error
+    if 'model' not in config:
+        raise ValueError(f'{path}: has no `model`, so it is no config of a detector')
+    return config
+
+
+def _parse(cfg_options: Sequence[str]) -> dict:
+    from mmengine.config import DictAction
+
+    for option in cfg_options:
+        if '=' not in option:
+            raise ValueError(f'--cfg-options takes key=value, but got {option!r}')
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
+    return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
