@@ -23,10 +23,11 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.structures import InstanceData
 from rich.progress import Progress
+
+from sasa_det.configs import CONFIGS, find_config, read_config
 
 from .measuring import (
     above_zero,
@@ -38,7 +39,6 @@ from .measuring import (
     write,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'retinanet'
 TITLES = {
     'config': '{config}',
     'training ms': '{train_ms:.0f}',
@@ -88,7 +88,7 @@ class Detector:
         register_all_modules()
         import sasa_det  # noqa: F401  registers the parts
 
-        config = Config.fromfile(name if Path(name).is_file() else CONFIGS / f'{name}.py')
+        config = read_config(find_config(name))
         config.model.backbone.init_cfg = None  # random weights: nothing to download
         config.model.backbone.update(frozen_stages=-1, norm_eval=False)
         self.model = MODELS.build(config.model)
@@ -117,7 +117,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = sorted((path.stem for path in CONFIGS.glob('*.py')), key=lambda x: x.count('sasa'))
+    names = sorted(
+        (path.stem for path in (CONFIGS / 'retinanet').glob('*.py')), key=lambda x: x.count('sasa')
+    )
     parser.add_argument(
         '--configs', nargs='+', default=names, metavar='NAME',
         help='names in configs/retinanet, or paths (all eight mixes)',

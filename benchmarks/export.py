@@ -21,9 +21,9 @@ import onnxruntime
 import torch
 from mmdet.registry import MODELS
 from mmdet.utils import register_all_modules
-from mmengine.config import Config
 
 import sasa_det
+from sasa_det.configs import CONFIGS, find_config, read_config
 from sasa_det.export.decoded import DecodedDetector
 from sasa_det.export.to_onnx import export_onnx
 
@@ -37,7 +37,6 @@ from .measuring import (
     write,
 )
 
-CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'retinanet'
 CHOSEN = ['retinanet_r50_fpn_1x_coco', 'retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco']
 RUNTIMES = ('torch', 'onnxruntime')
 TITLES = {
@@ -58,7 +57,7 @@ def build(name: str) -> DecodedDetector:
     """Build a detector of random weights, the same for each call."""
     register_all_modules()
     sasa_det.register()
-    config = Config.fromfile(CONFIGS / f'{name}.py')
+    config = read_config(find_config(name))
     config.model.backbone.init_cfg = None  # random weights: nothing to download
     torch.manual_seed(0)
     model = MODELS.build(config.model)
@@ -90,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = sorted(path.stem for path in CONFIGS.glob('*.py'))
+    names = sorted(path.stem for path in (CONFIGS / 'retinanet').glob('*.py'))
     parser.add_argument('--configs', nargs='+', default=CHOSEN, choices=names, metavar='NAME')
     parser.add_argument(
         '--size', type=above_zero(int), default=640, help='edge of the image in pixels'

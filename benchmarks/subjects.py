@@ -8,7 +8,7 @@ from torch import nn
 
 from sasa_det.layers import LocalSelfAttention2d
 from sasa_det.ops import local_attention
-from sasa_det.ops.torch_library import count_macs
+from sasa_det.ops.flop_counters import count_macs
 
 SHAPES = {  # channels, height, width of RetinaNet-R50 at 1333 x 800
     'stage 1': (64, 200, 336),

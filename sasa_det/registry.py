@@ -9,14 +9,11 @@ import mmdet.registry
 from mmdet.utils import register_all_modules
 from mmengine.registry import Registry
 
-# A checkout on PYTHONPATH: there Python reads no .pth file, which would have imported this.
-import _sasa_det_configs  # noqa: F401
-
 # A search goes up to mmdet's registries, but does not make them import what they are to hold.
 register_all_modules(init_default_scope=False)
 
 _REGISTRIES = {
-    name: Registry(parent.name, parent=parent, scope='sasa_det', locations=['sasa_det'])
+    name: Registry(parent.name, parent=parent, scope='sasa_det', locations=['sasa_det.parts'])
     for name, parent in vars(mmdet.registry).items()
     if isinstance(parent, Registry) and parent.scope == 'mmdet'
 }

@@ -18,12 +18,11 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sasa_det.evaluation.costs import count_costs
+from sasa_det.configs import read_config
+from sasa_det.evaluation.costs import Classifier, build_model, count_costs
 from sasa_det.layers import AttentionStem, LocalSelfAttention2d
 from sasa_det.models import SASAFPN, SASAResNet
 from tools.checks import mixes as check_mixes
-from tools.checks.mixes import read_config
-from tools.paper.tables import Classifier, build_model
 
 ROOT = Path(__file__).resolve().parents[1]
 COCO = ROOT.parent / 'shared' / 'data' / 'coco_cc'

@@ -40,10 +40,9 @@ COCO = (
 NO_GPU = 'sync_bn=None model_wrapper_cfg.type=AnyDeviceDistributedDataParallel'
 # Of the first that matches: what follows the command, or, if that is None, the test that runs it.
 SHORTER = [
-    (r'mmpretrain_tool train configs/pretrain/sasa-r50', None, 'tests/test_pretraining.py'),
-    (r'mmpretrain_tool train', None, 'tests/test_pretraining.py'),
+    (r'mmpretrain train', None, 'tests/test_pretraining.py'),
     (r'pretrained_digits', None, 'tests/test_pretraining.py'),
-    (r'data\.digits .*box_crops', None, 'tests/test_pretraining.py'),
+    (r'demo-data .*box-crops', None, 'tests/test_pretraining.py'),
     (r'^pip install|^git clone', None, 'tests/test_packaging.py'),
     (r'tools\.paper\.tables', None, 'tests/tools/paper/test_tables.py'),
     # The first of them in full; of the others, that the arguments exist.
@@ -144,7 +143,6 @@ def place(tmp_path, digits):
         'docs',
         'tests',
         'pyproject.toml',
-        'setup.cfg',
         'setup.py',
     ):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -152,7 +150,7 @@ def place(tmp_path, digits):
     script = tmp_path / 'tools' / 'quickstart.sh'
     script.write_text(
         script.read_text().replace(
-            'sasa_det.data.digits data/digits', 'sasa_det.data.digits data/few --num-train 12 --num-val 10'
+            'sasa_det demo-data', 'sasa_det demo-data data/few --num-train 12 --num-val 10'
         ).replace('DATA:-data/digits', 'DATA:-data/few')
     )  # fmt: skip
     (tmp_path / 'data').mkdir()

@@ -7,10 +7,10 @@ from typing import Union
 
 from mmdet.apis import init_detector
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from .fit import describe_misfit
+from .loading import load_from_local, safe_loading
 
 
 def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'cpu') -> nn.Module:
@@ -43,9 +43,9 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
             'and its data set which classes there are'
         )
     try:
-        saved = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu', logger='silent')
+        saved = load_from_local(str(checkpoint), 'cpu')
         # It prints that it loads.
-        with redirect_stdout(io.StringIO()):
+        with safe_loading(), redirect_stdout(io.StringIO()):
             model = init_detector(config.copy(), str(checkpoint), device=device)
     except Exception as error:  # torch, pickle and zip all have errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

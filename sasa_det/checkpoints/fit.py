@@ -1,12 +1,13 @@
 """Whether a checkpoint holds a model's weights; if not, what differs and which config would fit."""
 
 import ast
-from pathlib import Path
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from torch import nn
+
+from ..configs import CONFIGS
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -95,16 +96,15 @@ def find_fitting_config(found: Shapes) -> Optional[str]:
 
     if not any(name.startswith(('bbox_head.', 'roi_head.')) for name in found):
         return None  # a classifier or something else; none of the detectors
-    folder = Path(__file__).parent / '.mim' / 'configs'
     for place in _likely_folders(found):
-        for path in sorted((folder / place).glob('*.py')):
+        for path in sorted((CONFIGS / place).glob('*.py')):
             if path.stem.endswith('paper-150e_coco'):
                 continue  # the models of their 1x
             with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
                 model = MODELS.build(Config.fromfile(path).model)
             classes = _classes_that_fit(found, shapes(model.state_dict()), _num_classes(model))
             if classes:
-                name = path.relative_to(folder).as_posix()
+                name = path.relative_to(CONFIGS).as_posix()
                 same = classes == _num_classes(model)
                 return name if same else f'{name} with {classes} classes'
     return None

@@ -1,42 +1,45 @@
 """Loading checkpoints that others made or a crash cut short: what may be in them."""
 
 import os
-import warnings
 import zipfile
+from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Iterator, Optional
 
-import numpy as np
 import torch
 from mmengine.dist import barrier, get_dist_info
-from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader
 
-# The kinds of number that end up in mmengine's logs: losses, metrics, times, counts.
-_LOGGED_DTYPES = ('f2', 'f4', 'f8', 'i4', 'i8', '?')
-
-# Older versions of torch know no list of types that may be loaded.
-_ASKS = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6)
+from .types import ASKS
 
 
-def allow_checkpoint_types() -> None:
-    """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` left on.
+@contextmanager
+def safe_loading() -> Iterator[None]:
+    """Have mmengine load checkpoints by this module's loaders for as long as the context lasts.
 
-    torch 2.6 and later load weights only, unless told which other types a file may hold.
-    mmengine's checkpoints also hold its logs: HistoryBuffers made of numpy arrays. Just these are
-    allowed, for this process; older versions of torch, which do not ask, are left alone.
+    All of mmengine's and mmdet's own code that loads a file or an address then refuses what is damaged or
+    asks for code to be run, on any version of torch. ``sasa-det`` and :class:`WholeCheckpointHook` do so.
 
     Examples:
-        >>> allow_checkpoint_types()
-        >>> torch.serialization.get_safe_globals() != []
-        True
+        >>> with safe_loading():
+        ...     CheckpointLoader.load_checkpoint('no/such.pth')
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: checkpoint no/such.pth does not exist
     """
-    if _ASKS:
-        torch.serialization.add_safe_globals(checkpoint_types())
+    ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
+    theirs = {prefix: CheckpointLoader._schemes[prefix] for prefix in ours}
+    try:
+        for prefix, loader in ours.items():
+            CheckpointLoader.register_scheme(prefix, loader, force=True)
+        yield
+    finally:
+        for prefix, loader in theirs.items():
+            CheckpointLoader.register_scheme(prefix, loader, force=True)
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(filename, map_location=None) -> dict:
-    """Load a checkpoint file, or say which and why not; mmengine and mmdet load every file by this.
+    """Load a checkpoint file, or say which and why not.
 
     Nothing that a file brings along is run, neither by pickle nor as a config.
 
@@ -64,7 +67,7 @@ def load_from_local(filename, map_location=None) -> dict:
     if damage is not None:
         raise ValueError(f'checkpoint {path} {damage}')
     try:
-        checkpoint = torch.load(path, map_location, weights_only=_ASKS)
+        checkpoint = torch.load(path, map_location, weights_only=ASKS)
     except UnpicklingError as error:
         raise ValueError(
             f'checkpoint {path} is refused, and nothing of it was run: {_what_it_asks(path, error)}'
@@ -72,10 +75,9 @@ def load_from_local(filename, map_location=None) -> dict:
     except (RuntimeError, EOFError) as error:
         reason = str(error).partition('\n')[0]
         raise ValueError(f'checkpoint {path} cannot be read: {reason}') from None
-    return _without_config(checkpoint, path)
+    return _without_config(checkpoint)
 
 
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
 def load_from_http(filename, map_location=None) -> dict:
     """Download a checkpoint to torch's cache, and load it as a file is loaded.
 
@@ -153,65 +155,9 @@ def _what_it_asks(path, error: UnpicklingError) -> str:
     return next(filter(None, said), lines[0] if lines else 'it is no pickle')
 
 
-def _without_config(checkpoint, path):
-    """Refuse a text that mmengine's ``Runner.resume`` would run as Python, and never writes."""
+def _without_config(checkpoint):
+    """Drop a text that mmdet 1.x and 2.x wrote, and that mmengine's ``Runner.resume`` would run as Python."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-    if isinstance(meta, dict) and 'config' in meta:
-        raise ValueError(
-            f"checkpoint {path} is refused: its meta['config'] is a text that mmengine would run as "
-            "Python when it resumes; mmengine itself writes meta['cfg'], which is not run"
-        )
+    if isinstance(meta, dict):
+        meta.pop('config', None)
     return checkpoint
-
-
-def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
-    """List what mmengine's checkpoints hold beside tensors and plain Python values.
-
-    Returns:
-        Pairs of a type or function and the name under which a checkpoint asks for it.
-
-    Examples:
-        >>> [name for _, name in checkpoint_types() if name.startswith('mmengine')]
-        ['mmengine.logging.history_buffer.HistoryBuffer']
-    """
-    from mmengine.logging import HistoryBuffer
-
-    dtypes = {type(np.dtype(code)) for code in _LOGGED_DTYPES}
-    allowed = [
-        (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
-        (_history_buffer_method, 'builtins.getattr'),
-        (np.ndarray, 'numpy.ndarray'),
-        (np.dtype, 'numpy.dtype'),
-        *((dtype, f'{dtype.__module__}.{dtype.__qualname__}') for dtype in dtypes),
-    ]
-    # numpy 2 moved this module; a checkpoint names the one of the numpy that wrote it.
-    for function in (_numpy_multiarray().scalar, _numpy_multiarray()._reconstruct):
-        for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
-            allowed.append((function, f'{module}.{function.__name__}'))
-    return allowed
-
-
-def _history_buffer_method(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr``, which pickle calls to name HistoryBuffer's statistics.
-
-    The real ``getattr`` would let a file reach far beyond them.
-    """
-    from mmengine.logging import HistoryBuffer
-
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
-        return getattr(owner, name)
-    raise UnpicklingError(
-        f'the checkpoint asks for attribute {name!r} of {owner!r}; only the statistics '
-        "'min', 'max', 'current' and 'mean' of mmengine's HistoryBuffer may be loaded"
-    )
-
-
-def _numpy_multiarray():
-    """The module numpy._core.multiarray, under its name in the installed numpy."""
-    try:
-        from numpy._core import multiarray
-    except ImportError:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)
-            from numpy.core import multiarray
-    return multiarray

@@ -1,6 +1,6 @@
 """A classification data set of the boxes in COCO-format data.
 
-``python -m sasa_det.data.box_crops data/digits data/digit-crops`` cuts every box out of the images and
+``sasa-det box-crops data/digits data/digit-crops`` cuts every box out of the images and
 writes ``{train,val}/CLASS/*.jpg``, which mmpretrain's CustomDataset reads.
 """
 
@@ -107,7 +107,7 @@ def main(argv: Optional[list] = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m sasa_det.data.box_crops',
+        prog='sasa-det box-crops',
         description='Make a classification data set of the boxes in COCO-format data.',
     )
     parser.add_argument('data_root', help='the COCO-format data, e.g. data/digits')
@@ -117,11 +117,7 @@ def main(argv: Optional[list] = None) -> int:
     try:
         counts = crop_boxes(**vars(parser.parse_args(argv)))
     except (OSError, ValueError) as error:
-        print(f'box_crops: {error}', file=sys.stderr)
+        print(f'sasa-det box-crops: {error}', file=sys.stderr)
         return 1
     print(', '.join(f'{split}: {count} crops' for split, count in counts.items()))
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

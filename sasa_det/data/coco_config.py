@@ -1,6 +1,6 @@
 """A config for one's own COCO-format data.
 
-From the shell: `python -m sasa_det.data.coco_config DATA_ROOT --out my_config.py`
+From the shell: `sasa-det coco-config DATA_ROOT --out my_config.py`
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main(argv: Optional[list] = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m sasa_det.data.coco_config',
+        prog='sasa-det coco-config',
         description='Check COCO-format data and write a config that trains on it.',
     )
     parser.add_argument('data_root', help='folder with annotations/, train/ and val/')
@@ -208,11 +208,7 @@ def main(argv: Optional[list] = None) -> int:
     try:
         out = write_coco_config(**options)
     except (OSError, ValueError) as error:
-        print(f'coco_config: {error}', file=sys.stderr)
+        print(f'sasa-det coco-config: {error}', file=sys.stderr)
         return 1
     print(f'wrote {out}')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Handwritten digits on photographs: a COCO-format data set, made of what scikit-learn ships.
 
-`python -m sasa_det.data.digits data/digits` makes `annotations/instances_{train,val}.json`,
+`sasa-det demo-data data/digits` makes `annotations/instances_{train,val}.json`,
 `train/*.jpg` and `val/*.jpg`. The digits are those of `sklearn.datasets.load_digits` (UCI, 8 x 8
 pixels), the backgrounds crops of the two photographs of `sklearn.datasets.load_sample_images`.
 Training and validation share no digit and no part of a photograph.
@@ -458,7 +458,7 @@ def main(argv: Optional[list] = None) -> int:
         The exit status.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m sasa_det.data.digits',
+        prog='sasa-det demo-data',
         description='Make a COCO-format data set of handwritten digits on photographs.',
     )
     parser.add_argument('root', help='folder of the data set, e.g. data/digits')
@@ -469,10 +469,6 @@ def main(argv: Optional[list] = None) -> int:
     try:
         make_digits(**vars(parser.parse_args(argv)))
     except (OSError, ValueError, RuntimeError) as error:
-        print(f'digits: {error}', file=sys.stderr)
+        print(f'sasa-det demo-data: {error}', file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """Data-parallel training on the CPU, which mmengine's launcher and wrapper take for the GPU's.
 
-``torchrun --nproc_per_node=2 -m sasa_det.cli.mmdet_tool train CONFIG --launcher pytorch`` runs mmdet's
+``torchrun --nproc_per_node=2 -m sasa_det train CONFIG --launcher pytorch`` runs mmdet's
 train.py in two processes. On a CPU two processes of one thread are much faster than one process of
 two threads where maps are small.
 """

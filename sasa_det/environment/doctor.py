@@ -1,4 +1,4 @@
-"""``python -m sasa_det.environment.doctor`` shows what sasa_det stands on here, and what is wrong with it.
+"""``sasa-det doctor`` shows what sasa_det stands on here, and what is wrong with it.
 
 It works with a stack so broken that ``import sasa_det`` fails.
 """
@@ -77,9 +77,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status: 1 if there is a problem.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m sasa_det.environment.doctor', description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog='sasa-det doctor', description=__doc__)
     parser.add_argument('--quiet', action='store_true', help='print problems only, for scripts')
     options = parser.parse_args(arguments)
     if options.quiet:
@@ -109,7 +107,3 @@ def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
-
-
-if __name__ == '__main__':
-    sys.exit(main())

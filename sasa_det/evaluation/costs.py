@@ -3,11 +3,14 @@
 from typing import Callable, NamedTuple, Sequence
 
 import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
 from ..layers import AttentionStem, LocalSelfAttention2d
 from ..layers.attention_stem import BLOCK
-from ..ops.torch_library import count_macs
+from ..ops.flop_counters import count_macs
 
 
 class Costs(NamedTuple):
@@ -33,6 +36,45 @@ class Costs(NamedTuple):
     def __add__(self, other: 'Costs') -> 'Costs':
         """Add up the parts of a model."""
         return Costs(*map(sum, zip(self, other)))
+
+
+class Classifier(nn.Module):
+    """What a classifier's config describes, without mmpretrain: backbone, mean, linear layer.
+
+    Args:
+        backbone: Its last output is classified.
+        in_channels: Channels of that.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, backbone: nn.Module, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the scores (B, num_classes) of images (B, 3, H, W)."""
+        return self.fc(self.backbone(x)[-1].mean((2, 3)))
+
+
+def build_model(config: Config) -> nn.Module:
+    """Build a config's detector or classifier, with no weights loaded.
+
+    Args:
+        config: Of mmdet, or of an ImageClassifier of mmpretrain, which need not be installed.
+
+    Examples:
+        >>> from sasa_det.configs import find_config, read_config
+        >>> config = read_config(find_config('r26_32xb128-130e_in1k'))
+        >>> type(build_model(config).fc).__name__
+        'Linear'
+    """
+    init_default_scope('mmdet')
+    model = config.model.copy()
+    model.backbone = {name: x for name, x in model.backbone.items() if name != 'init_cfg'}
+    if model.type != 'ImageClassifier':
+        return MODELS.build(model)
+    return Classifier(MODELS.build(model.backbone), model.head.in_channels, model.head.num_classes)
 
 
 def count_costs(model: nn.Module, *inputs, **options) -> Costs:

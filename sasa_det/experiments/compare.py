@@ -22,11 +22,10 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tools.paper.tables import build_model
-
-from ..evaluation.costs import Costs, count_costs
+from ..configs import read_config
+from ..evaluation.costs import Costs, build_model, count_costs
 from ..evaluation.training_log import read_training_log
-from .training_run import RunFailed, TrainingRun, read_config
+from .training_run import RunFailed, TrainingRun
 
 COLUMNS = dict(
     AP='AP', AP50='AP50', AP75='AP75', train_seconds='training, s', train_mb='training, MB',

@@ -1,6 +1,5 @@
 """One training of a config with one seed, by mmdet's own tools: what it took and how well it does."""
 
-import argparse
 import hashlib
 import json
 import signal
@@ -8,10 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, Optional, Sequence
 
-from mmengine.config import Config, DictAction
-
+from ..configs import read_config
 from ..evaluation.training_log import read_training_log
 
 _POLL = 0.5  # seconds
@@ -99,7 +97,7 @@ class TrainingRun:
         """Run a tool of mmdet and return its peak memory in MB, earlier parts of a run included."""
         folder = self.work_dir if tool == 'train' else self.work_dir / 'test'
         command = [
-            sys.executable, '-m', 'sasa_det.cli.mmdet_tool', tool, self.config_path, *arguments,
+            sys.executable, '-m', 'sasa_det', tool, self.config_path, *arguments,
             '--work-dir', str(folder), '--cfg-options', *self.cfg_options,
         ]  # fmt: skip
         output = self.work_dir / f'{tool}.out'
@@ -154,24 +152,6 @@ class TrainingRun:
             AP75=100 * found['mAP_75'],
             test_ms=1000 * seconds / self.config.test_dataloader.batch_size,
         )
-
-
-def read_config(path, cfg_options: Sequence[str]) -> Config:
-    """Read a config and merge options into it, as mmdet's tools do.
-
-    Args:
-        path: Of the config.
-        cfg_options: ``key=value`` each.
-    """
-    config = Config.fromfile(path)
-    config.merge_from_dict(_parse(list(cfg_options)))
-    return config
-
-
-def _parse(cfg_options: List[str]) -> dict:
-    parser = argparse.ArgumentParser()
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
-    return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
 
 
 def _peak_mb(pid: int) -> int:

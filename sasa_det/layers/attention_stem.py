@@ -4,8 +4,6 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
-from mmdet.registry import MODELS
 from torch import Tensor, nn
 
 from .local_self_attention import Projection
@@ -62,7 +60,6 @@ class MixedValues(nn.Module):
         return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
 
 
-@MODELS.register_module()
 class AttentionStem(nn.Module):
     """Replace ResNet's first convolution and pooling by attention inside blocks of 4 x 4 pixels.
 
@@ -82,7 +79,7 @@ class AttentionStem(nn.Module):
         value_kernel_size: Edge of the convolution of 'conv', odd. The paper does not say; 5 fits the
             FLOPs of its Table 7.
         bias: Add a bias to the queries and to plain values; normalisation follows, so by default not.
-        norm_cfg: The normalisation.
+        norm_cfg: The normalisation, as mmcv takes it; batch normalisation by default.
         relu: Whether a ReLU follows the normalisation, as in ResNet. The paper does not say.
         pool: 'max', the paper's, or 'avg'; of stride 4, which the paper does not say but which alone
             ends at ResNet's stride.
@@ -150,7 +147,7 @@ class AttentionStem(nn.Module):
                 padding=value_kernel_size // 2,
                 bias=bias,
             )
-        self.norm = build_norm_layer(norm_cfg or dict(type='BN'), out_channels)[1]
+        self.norm = _build_norm(norm_cfg, out_channels)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
         # A last, partial window pools what there is of it: the size of ResNet's stem.
         self.pool = POOLS[pool](BLOCK, stride=BLOCK, ceil_mode=True)
@@ -197,6 +194,15 @@ class AttentionStem(nn.Module):
         y = y.unflatten(0, (len(x), rows, cols)).unflatten(3, (BLOCK, BLOCK))
         y = y.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         return y[:, :, : size[0], : size[1]]
+
+
+def _build_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
+    if norm_cfg is None:
+        return nn.BatchNorm2d(channels)
+    # Only who writes configs has mmcv.
+    from mmcv.cnn import build_norm_layer
+
+    return build_norm_layer(norm_cfg, channels)[1]
 
 
 def _to_blocks(x: Tensor) -> Tensor:

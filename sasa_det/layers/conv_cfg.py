@@ -2,7 +2,6 @@
 
 from typing import Optional, Tuple, Union
 
-from mmengine.registry import MODELS
 from torch import nn
 from torch.nn.modules.utils import _pair
 
@@ -12,8 +11,6 @@ from .local_self_attention import LocalSelfAttention2d
 Size = Union[int, Tuple[int, int]]
 
 
-# In mmengine's registry, as mmcv's own convolutions, so that every project finds it.
-@MODELS.register_module('SASA')
 def build_sasa(
     in_channels: int,
     out_channels: int,

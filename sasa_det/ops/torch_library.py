@@ -3,15 +3,16 @@
 Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 to 2.3 lack.
 """
 
-from types import ModuleType
 from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
+from _sasa_det_startup import when_imported
+
 from .backends import native
 from .backends.choice import choose_backend, logs_choices
-from .when_imported import when_imported
+from .flop_counters import register_with_torch
 from .window import Window, empty_logsumexp, empty_output
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
@@ -168,55 +169,6 @@ def _autocast_dtype(device_type: str) -> torch.dtype:
     )
 
 
-def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
-    """Count the multiply-adds of one local attention as it is computed here.
-
-    q.k and the weighted sum of values take ``C * k * k`` a pixel each; q.r takes ``C * k``, since
-    it is the sum of a row and a column term. Windows at the border count whole, as a padded
-    convolution's do.
-
-    Args:
-        query_shape: (B, C, H, W).
-        kernel_size: Edge of the window, in pixels.
-        has_key: False for logits q.r alone.
-        has_positions: Whether relative positions are given.
-
-    Examples:
-        >>> count_macs((1, 8, 10, 10), 3, has_key=True, has_positions=False)
-        14400
-    """
-    batch, channels, height, width = query_shape
-    per_channel = kernel_size**2 * (1 + has_key) + kernel_size * has_positions
-    return batch * channels * height * width * per_channel
-
-
-def _register_flops(flop_counter: ModuleType) -> None:
-    register = getattr(flop_counter, 'register_flop_formula', None)
-    if register is None:  # torch < 2.2
-        return
-
-    # torch counts a multiply-add as two. Arguments arrive as shapes, or None.
-    @register(torch.ops.sasa_det.local_attention)
-    def _(query, key, value, rel_row, rel_col, kernel_size, *args, **kwargs) -> int:
-        return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
-
-    # Backward recomputes the logits and takes two products for each of the forward's.
-    def count_backward(query, key, rel_row, kernel_size: int) -> int:
-        again = count_macs(query, kernel_size, key is not None, rel_row is not None)
-        values = count_macs(query, kernel_size, False, False)
-        return 2 * (3 * again - values)
-
-    @register(torch.ops.sasa_det.local_attention_backward)
-    def _(grad, query, key, value, rel_row, rel_col, lse, kernel_size, *args, **kw) -> int:
-        return count_backward(query, key, rel_row, kernel_size)
-
-    @register(torch.ops.sasa_det.local_attention_backward_into)
-    def _(
-        grad, query, key, value, rel_row, rel_col, lse, gq, gk, gv, kernel_size, *args, **kw
-    ) -> int:
-        return count_backward(query, key, rel_row, kernel_size)
-
-
 _LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
@@ -229,4 +181,4 @@ _register_fake('sasa_det::local_attention')(_fake_forward)
 _register_fake('sasa_det::local_attention_backward')(_fake_backward)
 _register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
 # Not before somebody counts: torch's counter imports Triton, which a CPU does without.
-when_imported('torch.utils.flop_counter', _register_flops)
+when_imported('torch.utils.flop_counter', register_with_torch)

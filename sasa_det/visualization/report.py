@@ -1,6 +1,6 @@
 """One page on a trained detector: numbers, curves, detections and attention.
 
-``python -m sasa_det.visualization.report CONFIG CHECKPOINT --predictions PRED.pkl --work-dir DIR``
+``sasa-det report CONFIG CHECKPOINT --predictions PRED.pkl --work-dir DIR``
 """
 
 import argparse
@@ -216,7 +216,7 @@ def _commands(config, checkpoint, predictions, work_dir, options=None) -> str:
             f'python $TOOLS/train.py {config} --work-dir {work_dir}{tail}',
             f'python $TOOLS/test.py {config} {checkpoint} --work-dir {work_dir} '
             f'--out {predictions}{tail}',
-            f'python -m sasa_det.visualization.report {config} {checkpoint} --predictions {predictions} '
+            f'sasa-det report {config} {checkpoint} --predictions {predictions} '
             f'--work-dir {work_dir}{tail}',
         )
     )
@@ -276,7 +276,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         args: Arguments, by default those of the process.
     """
     parser = argparse.ArgumentParser(
-        prog='python -m sasa_det.visualization.report',
+        prog='sasa-det report',
         description='Write numbers, pictures and index.html on a trained detector.',
     )
     parser.add_argument('config', help='config file')
@@ -322,7 +322,3 @@ def main(args: Optional[Sequence[str]] = None) -> int:
         print(f'AP50 {json.loads(numbers.read_text())["AP50"]:.4f}')
     print(page)
     return 1 if errors else 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mmengine.runner import Runner
 
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.checkpoints.fit import describe_misfit, find_fitting_config, shapes
-from sasa_det.checkpoints.loading import load_from_local
+from sasa_det.checkpoints.loading import load_from_local, safe_loading
 from sasa_det.cli.main import main
 from sasa_det.data.digits import make_digits
 
@@ -112,10 +113,18 @@ def test_a_backbones_start_is_refused(hostile, ran):
     assert not ran.exists()
 
 
-@pytest.mark.parametrize('init', [init_detector, load_detector])
-def test_init_refuses_it(hostile, ran, init):
+def test_load_detector_refuses_it(hostile, ran):
     with pytest.raises(ValueError, match=REFUSED):
-        init(Config.fromfile(CONFIGS / DIGITS), str(hostile), device='cpu')
+        load_detector(Config.fromfile(CONFIGS / DIGITS), str(hostile), device='cpu')
+    assert not ran.exists()
+
+
+def test_mmdets_own_loading_is_torchs_or_ours_where_it_is_asked_for(hostile, ran):
+    config = Config.fromfile(CONFIGS / DIGITS)
+    with pytest.raises(UnpicklingError):
+        init_detector(config, str(hostile), device='cpu')
+    with safe_loading(), pytest.raises(ValueError, match=REFUSED):
+        init_detector(config, str(hostile), device='cpu')
     assert not ran.exists()
 
 
@@ -137,8 +146,18 @@ def test_a_config_in_it_is_not_run(tmp_path, ran):
     """mmengine's resume runs the text in meta['config'] as Python."""
     text = f'import pathlib; pathlib.Path({str(ran)!r}).touch()'
     torch.save({'state_dict': {}, 'meta': {'config': text}}, tmp_path / 'text.pth')
-    with pytest.raises(ValueError, match=r"text.pth is refused: its meta\['config'\]"):
-        load_from_local(tmp_path / 'text.pth')
+    assert load_from_local(tmp_path / 'text.pth')['meta'] == {}
+    assert not ran.exists()
+
+
+def test_a_run_does_not_run_the_config_in_what_it_resumes_from(runner, data, tmp_path, ran):
+    run = runner(load_from=None, **{'train_cfg.max_epochs': 1})
+    run.train()
+    saved = torch.load(tmp_path / 'work/epoch_1.pth', weights_only=True)
+    text = f'import pathlib; pathlib.Path({str(ran)!r}).touch()'
+    saved['meta']['config'] = text
+    torch.save(saved, tmp_path / 'text.pth')
+    runner(load_from=str(tmp_path / 'text.pth'), resume=True, **{'train_cfg.max_epochs': 1}).train()
     assert not ran.exists()
 
 

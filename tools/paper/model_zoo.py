@@ -17,10 +17,11 @@ import yaml
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from sasa_det.evaluation.costs import Costs, count_costs
+from sasa_det.configs import CONFIGS
+from sasa_det.evaluation.costs import Costs, build_model, count_costs
 from sasa_det.experiments.compare import Entry, draw_on
 
-from .tables import CONFIGS, build_model, load_paper
+from .tables import load_paper
 
 BEGIN, END = '<!-- made by python -m tools.paper.model_zoo -->', '<!-- end -->'
 PAPER = dict(
@@ -289,13 +290,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         The exit status: 1 if a file had to be changed, as a check asks.
     """
     parser = argparse.ArgumentParser(
-        prog='tools/paper/model_zoo.py', description='Write the README and metafile of each family.'
+        prog='python -m tools.paper.model_zoo',
+        description='Write the README and metafile of each family.',
     )
     parser.add_argument('--plot', metavar='FILE', help='also draw AP against FLOPs')
     arguments = parser.parse_args(argv)
     if arguments.plot:
         draw_measured().savefig(arguments.plot, dpi=100)
-    changed = write(CONFIGS.resolve())
+    changed = write(CONFIGS)
     for path in changed:
         print(f'written: {path}')
     return 1 if changed else 0

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
-from sasa_det.evaluation.costs import Costs, count_costs
+from sasa_det.configs import CONFIGS
+from sasa_det.evaluation.costs import Classifier, Costs, build_model, count_costs
 
 from .search import CHOICES, Fit, search_detectors
 
-CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CLASSIFIER_SIZE, DETECTOR_SIZE = 224, 640
 CONVENTION = (
     'FLOPs: a multiply-add is two; convolutions, linear layers and attention count, norms, '
@@ -64,44 +62,6 @@ class Row(NamedTuple):
             for column, bar in self.bars.items()
             if column in self.paper and abs(self.deviation(column)) > bar
         ]
-
-
-class Classifier(nn.Module):
-    """What a classifier's config describes, without mmpretrain: backbone, mean, linear layer.
-
-    Args:
-        backbone: Its last output is classified.
-        in_channels: Channels of that.
-        num_classes: Number of classes.
-    """
-
-    def __init__(self, backbone: nn.Module, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.fc = nn.Linear(in_channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the scores (B, num_classes) of images (B, 3, H, W)."""
-        return self.fc(self.backbone(x)[-1].mean((2, 3)))
-
-
-def build_model(config: Config) -> nn.Module:
-    """Build a config's detector or classifier, with no weights loaded.
-
-    Args:
-        config: Of mmdet, or of an ImageClassifier of mmpretrain, which need not be installed.
-
-    Examples:
-        >>> config = Config.fromfile(CONFIGS / 'pretrain' / 'r26_32xb128-130e_in1k.py')
-        >>> type(build_model(config).fc).__name__
-        'Linear'
-    """
-    init_default_scope('mmdet')
-    model = config.model.copy()
-    model.backbone = {name: x for name, x in model.backbone.items() if name != 'init_cfg'}
-    if model.type != 'ImageClassifier':
-        return MODELS.build(model)
-    return Classifier(MODELS.build(model.backbone), model.head.in_channels, model.head.num_classes)
 
 
 def cost_config(config: Config) -> Costs:
@@ -294,7 +254,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         The exit status: 1 where a row deviates by more than is stated.
     """
     parser = argparse.ArgumentParser(
-        prog='tools/paper/tables.py',
+        prog='python -m tools.paper.tables',
         description="Build each row of the paper's tables from its config and compare the costs.",
         epilog=CONVENTION,
     )
@@ -354,3 +314,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for line in failed:
         print(line, file=sys.stderr)
     return 1 if failed else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
 from ...checkpoints.fit import describe_misfit
-from ...checkpoints.loading import find_damage
+from ...checkpoints.loading import find_damage, safe_loading
 
 
 class WholeFileBackend(LocalBackend):
@@ -73,6 +73,8 @@ class WholeCheckpointHook(CheckpointHook):
       whole one.
     - A checkpoint that is not of the config's model is refused with what differs, where mmengine
       fails in the optimizer, or tests a model that is partly random.
+    - The run loads its checkpoint, and what a backbone starts from, under
+      :func:`~sasa_det.checkpoints.safe_loading`.
 
     Args:
         args, kwargs: Those of :class:`mmengine.hooks.CheckpointHook`.
@@ -84,7 +86,7 @@ class WholeCheckpointHook(CheckpointHook):
             self.backend_args = {'backend': 'WholeFileBackend'}
 
     def before_run(self, runner) -> None:
-        """Choose what to resume from, where that is left to mmengine.
+        """Have the run load safely, and choose what to resume from, where that is left to mmengine.
 
         Args:
             runner: The runner.
@@ -92,6 +94,9 @@ class WholeCheckpointHook(CheckpointHook):
         Raises:
             ValueError: There are checkpoints, but none is whole.
         """
+        # Of this runner alone: mmengine's loaders are as they were when it does not load.
+        for name in ('load_checkpoint', '_init_model_weights'):
+            setattr(runner, name, safe_loading()(getattr(runner, name)))
         if not runner._resume or runner._load_from is not None:
             return
         damaged = []
