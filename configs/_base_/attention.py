@@ -2,7 +2,6 @@
 _base_ = './attn_cfg.py'
 
 attn_backbone = dict(
-    attn_stages=(True, True, True, True),
     attn_cfg={{_base_.attn_cfg}},
     # mmdet freezes the first stage and all batch norm statistics at their ImageNet values. Those of
     # the stem and the 1x1 convolutions are loaded, but attention is new, and all after it must learn.

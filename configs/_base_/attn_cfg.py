@@ -1,3 +1,3 @@
-# The attention of the paper (arXiv 1906.05909). It does not say whether projections have a bias; with
-# one, each head starts out at a neighbour of its own.
-attn_cfg = dict(kernel_size=7, num_heads=8, bias=True)
+# The attention of the paper (arXiv 1906.05909), which does not speak of a bias or of how weights start.
+# Here each head first looks at another neighbour; the bias of the queries is what points it there.
+attn_cfg = dict(kernel_size=7, num_heads=8, bias=True, init='neighbours')

@@ -15,11 +15,13 @@ from .projected_attention import project, projected_attention
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
-# How far a head's own neighbour is ahead of the others at first, in its row and in its column.
-LEAD = 8.0
-# What is left then of the logits' unit variance, a factor of the weights of queries and keys.
-CALM = 0.3
-# The neighbours, row and column from the pixel itself, in the order in which heads take them.
+INITS = ('neighbours', 'random')
+# By how many nats the logit of a head's own neighbour exceeds those of the row and the column beside it.
+NEIGHBOUR_LEAD_NATS = 8.0
+# Factor of the standard deviation of the weights of queries and keys beside that lead; 1 gives content logits
+# of unit variance.
+NEIGHBOUR_STD_FACTOR = 0.3
+# Row and column offset in pixels of each head's own neighbour, in the order in which heads take them.
 NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
@@ -93,8 +95,6 @@ class LocalSelfAttention2d(nn.Module):
             paper replaces a strided convolution. Output size ceil(H / stride), Conv2d's.
         dilation: Distance in pixels between neighbours in a window.
         bias: Add a bias to the projections (a key's would cancel in the softmax, so there is none).
-            With relative positions the queries' starts out pointing each head at another neighbour:
-            the layer is close to a convolution at first, where it would otherwise be a blur.
         position: 'relative': learned row and column offsets, the paper's choice; 'absolute':
             sinusoids added to the input (Table 5); 'none'.
         position_per_head: Learn offsets for each head rather than one set for all. The paper does not
@@ -107,6 +107,10 @@ class LocalSelfAttention2d(nn.Module):
             whose layers are followed by batch normalisation; by default in_channels ** -0.5, which
             keeps the size of activations without it.
         backend: See :func:`sasa_det.ops.local_attention`.
+        init: 'neighbours': the bias of the queries points each head at another neighbour, so that the
+            layer is close to a convolution at first, where it would otherwise be a blur; needs a bias
+            and relative positions. 'random': logits of unit variance, biases of zero. By default
+            'neighbours' where it can be, else 'random'.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -137,12 +141,14 @@ class LocalSelfAttention2d(nn.Module):
         out_proj: bool = False,
         value_std: Optional[float] = None,
         backend: str = 'auto',
+        init: Optional[str] = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         kernel_size = _as_one('kernel_size', kernel_size)
         stride, dilation = _as_one('stride', stride), _as_one('dilation', dilation)
         logits = _choose_logits(position, logits)
+        init = _choose_init(init, bias, position)
         check_window(kernel_size, num_heads, dilation, border, scale, backend)
         _check_channels(in_channels, out_channels, num_heads, position)
         if not isinstance(stride, int) or stride < 1:
@@ -163,12 +169,13 @@ class LocalSelfAttention2d(nn.Module):
         self.border = border
         self.scale = scale
         self.backend = backend
+        self.init = init
 
         depth = out_channels // num_heads
         # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
         std = in_channels**-0.5 * depth**-0.25
-        if bias and position == 'relative':
-            std *= CALM
+        if init == 'neighbours':
+            std *= NEIGHBOUR_STD_FACTOR
         self.query = Projection(in_channels, out_channels, bias, std)
         self.key = Projection(in_channels, out_channels, False, std) if 'qk' in logits else None
         value_std = in_channels**-0.5 if value_std is None else value_std
@@ -184,7 +191,7 @@ class LocalSelfAttention2d(nn.Module):
             self.register_parameter('rel_row', None)
             self.register_parameter('rel_col', None)
         self._reset_positions()
-        self._look_apart()
+        self._point_at_neighbours()
 
     # What mmcv's ConvModule reads off the layer that it wraps.
     groups = 1
@@ -202,15 +209,15 @@ class LocalSelfAttention2d(nn.Module):
             nn.init.normal_(self.rel_row, std=std)
             nn.init.normal_(self.rel_col, std=std)
 
-    def _look_apart(self) -> None:
-        """Have the biases of the queries point each head at another neighbour.
+    def _point_at_neighbours(self) -> None:
+        """Have the biases of the queries point each head at another neighbour, if that is how it starts.
 
         Random logits make attention a blur at first, and a stack of blurs loses what it should find
         before it has learnt to look; heads that all look at the pixel itself see no shapes. So heads
         start apart, as Cordonnier et al. (https://arxiv.org/abs/1911.03584) show that attention can
         express a convolution, and what a pixel contains comes in as it is learnt.
         """
-        if self.query.bias is None or self.rel_row is None or self.kernel_size == 1:
+        if self.init != 'neighbours' or self.kernel_size == 1:
             return
         depth = self.out_channels // self.num_heads
         half, entry = depth // 2, depth**-0.25
@@ -224,7 +231,7 @@ class LocalSelfAttention2d(nn.Module):
             row, col = NEIGHBOURS[head % len(NEIGHBOURS)] if half > 1 < self.num_heads else (0, 0)
             bias[head, 0] = entry * directions[:, 1 + row]
             bias[head, 1] = entry * directions[:, 1 + col]
-        lead = directions * (LEAD / entry / directions[:, 1].square().sum())
+        lead = directions * (NEIGHBOUR_LEAD_NATS / entry / directions[:, 1].square().sum())
         centre = self.kernel_size // 2
         for table in (self.rel_row.data, self.rel_col.data):
             # What was drawn must not show in the plane, or heads would prefer at random.
@@ -238,7 +245,7 @@ class LocalSelfAttention2d(nn.Module):
             if projection is not None:
                 projection.reset_parameters()
         self._reset_positions()
-        self._look_apart()
+        self._point_at_neighbours()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, then pool where the layer has a stride."""
@@ -323,7 +330,7 @@ class LocalSelfAttention2d(nn.Module):
             f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
             f'num_heads={self.num_heads}, stride={self.stride}, dilation={self.dilation}, '
             f'position={self.position!r}, logits={self.logits!r}, border={self.border!r}, '
-            f'scale={self.scale}, backend={self.backend!r}'
+            f'scale={self.scale}, backend={self.backend!r}, init={self.init!r}'
         )
 
 
@@ -353,6 +360,20 @@ def _choose_logits(position: str, logits: Optional[str]) -> str:
             "position, so that position='relative' takes 'qk+qr' or 'qr', and the others take 'qk'"
         )
     return logits
+
+
+def _choose_init(init: Optional[str], bias: bool, position: str) -> str:
+    can_point = bool(bias) and position == 'relative'
+    if init is None:
+        return 'neighbours' if can_point else 'random'
+    if init not in INITS:
+        raise ValueError(f'init must be one of {INITS} or None, but is {init!r}')
+    if init == 'neighbours' and not can_point:
+        raise ValueError(
+            "init='neighbours' points heads by the bias of the queries at relative positions: it needs "
+            f"bias=True and position='relative', but bias={bias!r} and position={position!r}"
+        )
+    return init
 
 
 def _check_channels(in_channels: int, out_channels: int, num_heads: int, position: str) -> None:

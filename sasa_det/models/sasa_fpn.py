@@ -21,7 +21,7 @@ class SASAFPN(FPN):
         args, kwargs: Those of :class:`mmdet.models.FPN`.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`; None for convolution.
         attn_parts: Which parts attend: 'outputs', after the merge of each level; 'extras', the
-            levels of stride 2 on top (RetinaNet's P6 and P7).
+            levels of stride 2 on top (RetinaNet's P6 and P7). By default both, where there is an attn_cfg.
 
     Raises:
         ValueError: An argument is not as above.
@@ -39,14 +39,12 @@ class SASAFPN(FPN):
         self,
         *args,
         attn_cfg: Optional[dict] = None,
-        attn_parts: Sequence[str] = PARTS,
+        attn_parts: Optional[Sequence[str]] = None,
         **kwargs,
     ) -> None:
         check_attn_cfg(attn_cfg)
-        attn_parts = check_parts(attn_parts, PARTS)
+        attn_parts = check_parts(attn_parts, PARTS, attn_cfg)
         super().__init__(*args, **kwargs)
-        if attn_cfg is None:
-            return
         levels = len(self.lateral_convs)
         parts = dict(outputs=self.fpn_convs[:levels], extras=self.fpn_convs[levels:])
         for part in attn_parts:

@@ -7,6 +7,7 @@ from mmdet.registry import MODELS
 from mmengine.logging import print_log
 from torch import nn
 
+from ..checkpoints import safe_loading
 from ..layers import AttentionStem
 from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
 from .weights_report import describe_head_start
@@ -52,9 +53,9 @@ class SASAResNet(ResNet):
             that do not ('attention_plain') or that are a convolution's ('attention_conv_values').
         stem_cfg: Arguments of an attention stem, see :class:`~sasa_det.layers.AttentionStem`:
             num_heads, num_mixtures, value_kernel_size, bias, relu, pool.
-        attn_stages: For each stage, whether it attends.
+        attn_stages: One boolean per stage: whether it attends. By default all do where there is an attn_cfg.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d` for all stages, or a
-            list of such dicts, one a stage; None for convolution everywhere.
+            list of such dicts, one per stage; None for convolution everywhere.
         kwargs: Those of :class:`mmdet.models.ResNet`.
 
     Raises:
@@ -80,7 +81,7 @@ class SASAResNet(ResNet):
         *,
         stem: str = 'conv',
         stem_cfg: Optional[dict] = None,
-        attn_stages: Sequence[bool] = (True, True, True, True),
+        attn_stages: Optional[Sequence[bool]] = None,
         attn_cfg: Union[None, dict, Sequence[Optional[dict]]] = None,
         **kwargs,
     ) -> None:
@@ -101,8 +102,8 @@ class SASAResNet(ResNet):
             for stage, (dcn, cfg) in enumerate(zip(with_dcn, self.attn_cfgs)):
                 if dcn and cfg is not None:
                     raise ValueError(
-                        f'stage {stage + 1} can attend or be deformable, but attn_stages='
-                        f'{tuple(attn_stages)} and stage_with_dcn={tuple(with_dcn)}'
+                        f'stage {stage + 1} can attend or be deformable, but attn_stages={attn_stages} '
+                        f'and stage_with_dcn={tuple(with_dcn)}'
                     )
         super().__init__(depth, **kwargs)
 
@@ -130,7 +131,8 @@ class SASAResNet(ResNet):
                 (list(keys.missing_keys), list(keys.unexpected_keys))
             )
         )
-        super().init_weights()
+        with safe_loading():
+            super().init_weights()
         hook.remove()
         for missing, unexpected in loaded:
             if missing:
@@ -149,25 +151,31 @@ class SASAResNet(ResNet):
 
 
 def _stage_cfgs(attn_stages, attn_cfg, num_stages: int) -> list:
-    """Read attn_stages and attn_cfg into one attn_cfg a stage, None for convolution."""
-    attn_stages = tuple(attn_stages)
-    if num_stages < 4 and len(attn_stages) == 4:
-        # The default speaks of ResNet's four stages; mmdet builds the first num_stages of them.
-        attn_stages = attn_stages[:num_stages]
-    if len(attn_stages) != num_stages or any(
-        attends not in (True, False) for attends in attn_stages
-    ):
-        raise ValueError(
-            f'attn_stages must be {num_stages} booleans, one a stage, but is {attn_stages!r}'
-        )
+    """Read attn_stages and attn_cfg into one attn_cfg per stage, None for convolution."""
+    if attn_stages is not None:
+        attn_stages = tuple(attn_stages)
+        if len(attn_stages) != num_stages or any(
+            attends not in (True, False) for attends in attn_stages
+        ):
+            raise ValueError(
+                f'attn_stages must be {num_stages} booleans, one per stage, but is {attn_stages!r}'
+            )
     if isinstance(attn_cfg, (list, tuple)):
         if len(attn_cfg) != num_stages:
             raise ValueError(
-                f'attn_cfg must be one dict or {num_stages}, one a stage, but are {len(attn_cfg)}'
+                f'attn_cfg must be one dict or {num_stages}, one per stage, but are {len(attn_cfg)}'
             )
         cfgs = list(attn_cfg)
     else:
         cfgs = [attn_cfg] * num_stages
     for cfg in cfgs:
         check_attn_cfg(cfg)
+    if attn_stages is None:
+        return cfgs
+    for stage, (attends, cfg) in enumerate(zip(attn_stages, cfgs)):
+        if attends and cfg is None:
+            raise ValueError(
+                f'attn_stages={attn_stages} has stage {stage + 1} attend, but its attn_cfg is None; give it, '
+                'such as attn_cfg=dict(kernel_size=7, num_heads=8), or leave attn_stages out'
+            )
     return [cfg if attends else None for cfg, attends in zip(cfgs, attn_stages)]

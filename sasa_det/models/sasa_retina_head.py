@@ -25,7 +25,8 @@ class SASARetinaHead(RetinaHead):
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`; None for convolution.
         attn_parts: Which parts attend: 'cls', the class tower; 'reg', the box tower; 'predictors',
             the last 3x3 of both, which become one more attention at the end of each tower and a
-            pointwise convolution, the paper's, which mixes the heads into classes and boxes.
+            pointwise convolution, the paper's, which mixes the heads into classes and boxes. By default all,
+            where there is an attn_cfg.
 
     Raises:
         ValueError: An argument is not as above.
@@ -43,7 +44,7 @@ class SASARetinaHead(RetinaHead):
         self,
         *args,
         attn_cfg: Optional[dict] = None,
-        attn_parts: Sequence[str] = PARTS,
+        attn_parts: Optional[Sequence[str]] = None,
         predictor: str = 'attention',
         **kwargs,
     ) -> None:
@@ -52,13 +53,11 @@ class SASARetinaHead(RetinaHead):
             raise ValueError(f'predictor must be one of {PREDICTORS}, but is {predictor!r}')
         self.predictor = predictor
         self.attn_cfg = attn_cfg
-        self.attn_parts = check_parts(attn_parts, PARTS)
+        self.attn_parts = check_parts(attn_parts, PARTS, attn_cfg)
         super().__init__(*args, **kwargs)
 
     def _init_layers(self) -> None:
         super()._init_layers()
-        if self.attn_cfg is None:
-            return
         towers = dict(cls=self.cls_convs, reg=self.reg_convs)
         for part, tower in towers.items():
             if part in self.attn_parts:

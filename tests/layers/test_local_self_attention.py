@@ -156,11 +156,48 @@ def test_heads_of_two_channels_start_out_at_the_pixel_itself():
     assert weights[:, :, 2, 2].min() > 0.5
 
 
-def test_without_a_bias_it_starts_out_without_preference():
+@pytest.mark.parametrize('options', [dict(), dict(bias=True, init='random')])
+def test_a_random_start_is_without_preference(options):
     torch.manual_seed(0)
-    layer = LocalSelfAttention2d(64, kernel_size=7, num_heads=4)
+    layer = LocalSelfAttention2d(64, kernel_size=7, num_heads=4, **options)
     x = torch.randn(1, 64, 12, 12)
     assert layer.attention_weights(x, torch.tensor([[5, 5]]))[:, :, 3, 3].mean() < 0.1
+
+
+def test_a_bias_is_only_a_bias():
+    """It changes nothing that is drawn."""
+    layers = []
+    for bias in (False, True):
+        torch.manual_seed(0)
+        layers.append(LocalSelfAttention2d(16, num_heads=4, bias=bias, init='random'))
+    without, with_bias = (layer.state_dict() for layer in layers)
+    biases = {name for name in with_bias if name.endswith('bias')}
+    assert biases == {'query.bias', 'value.bias'}
+    assert not any(with_bias[name].any() for name in biases)
+    assert all(torch.equal(with_bias[name], value) for name, value in without.items())
+
+
+def test_the_default_start_is_that_of_0_1():
+    """There a bias with relative positions pointed heads at neighbours."""
+    for options, init in (
+        (dict(bias=True), 'neighbours'),
+        (dict(bias=False), 'random'),
+        (dict(bias=True, position='none'), 'random'),
+    ):
+        assert LocalSelfAttention2d(16, num_heads=4, **options).init == init
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4, bias=True)
+    # Of 0.1, on any machine.
+    assert layer.query.weight.double().sum().item() == pytest.approx(0.34949156, abs=1e-5)
+    assert layer.rel_row.double().square().sum().item() == pytest.approx(192.0, abs=1e-3)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(bias=True, position='absolute')])
+def test_pointing_at_neighbours_needs_a_bias_and_relative_positions(options):
+    with pytest.raises(ValueError, match="init='neighbours' points heads by the bias"):
+        LocalSelfAttention2d(16, num_heads=4, init='neighbours', **options)
+    with pytest.raises(ValueError, match=r"init must be one of .* but is 'zeros'"):
+        LocalSelfAttention2d(16, num_heads=4, init='zeros')
 
 
 def test_conv_initialisers_do_not_reach_it():

@@ -40,10 +40,6 @@ class TestWithoutAttentionEachIsMmdets:
         ours, theirs = SASAResNet(depth, **kwargs), ResNet(depth, **kwargs)
         same_output(ours, theirs, torch.randn(2, 3, 64, 70))
 
-    def test_resnet_with_stages_named_but_no_attn_cfg(self):
-        ours = SASAResNet(50, base_channels=8, attn_stages=(True, False, True, True))
-        same_output(ours, ResNet(50, base_channels=8), torch.randn(2, 3, 64, 70))
-
     def test_resnet_with_attn_cfg_but_no_stages(self):
         ours = SASAResNet(50, base_channels=8, attn_stages=(False,) * 4, attn_cfg=ATTN)
         same_output(ours, ResNet(50, base_channels=8), torch.randn(2, 3, 64, 70))
@@ -150,7 +146,15 @@ class TestSASAResNet:
             (dict(stem='conv7'), r"stem must be one of .*, but is 'conv7'"),
             (dict(attn_stages=(True, True)), r'attn_stages must be 4 booleans, .* \(True, True\)'),
             (dict(attn_stages=(2, 1, 0, 0)), r'attn_stages must be 4 booleans'),
-            (dict(attn_cfg=[ATTN] * 3), 'attn_cfg must be one dict or 4, one a stage, but are 3'),
+            (dict(attn_cfg=[ATTN] * 3), 'attn_cfg must be one dict or 4, one per stage, but are 3'),
+            (
+                dict(attn_cfg=None, attn_stages=(False, True, True, True)),
+                'has stage 2 attend, but its attn_cfg is None; give it',
+            ),
+            (
+                dict(attn_cfg=[ATTN, ATTN, None, ATTN], attn_stages=(True,) * 4),
+                'has stage 3 attend, but its attn_cfg is None',
+            ),
             (dict(attn_cfg='SASA'), "attn_cfg must be a dict or None, but is 'SASA'"),
             (
                 dict(attn_cfg=dict(kernel=7)),
@@ -194,6 +198,10 @@ class TestSASAFPN:
             MODELS.build(dict(type='SASAFPN', **NECK, attn_cfg=ATTN, attn_parts=('P6',)))
         with pytest.raises(ValueError, match="unknown key 'heads'"):
             MODELS.build(dict(type='SASAFPN', **NECK, attn_cfg=dict(heads=2)))
+        with pytest.raises(
+            ValueError, match=r"attn_parts=\('outputs',\) asks for attention, but attn_cfg"
+        ):
+            MODELS.build(dict(type='SASAFPN', **NECK, attn_parts='outputs'))
 
 
 class TestSASARetinaHead:
@@ -243,5 +251,9 @@ class TestSASARetinaHead:
     def test_refuses(self):
         with pytest.raises(ValueError, match=r"attn_parts may hold .*, but has 'box'"):
             MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_cfg=ATTN, attn_parts='box'))
+        with pytest.raises(
+            ValueError, match=r"attn_parts=\('cls',\) asks for attention, but attn_cfg"
+        ):
+            MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_parts=['cls']))
         with pytest.raises(ValueError, match=r"predictor must be one of .*'mix'\), but is 'conv'"):
             MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_cfg=ATTN, predictor='conv'))
