@@ -220,7 +220,9 @@ def _status(name: str) -> int:
 
 def in_own_process(*arguments) -> int:
     """Run the calling program with other arguments and return the number that it prints last."""
-    command = [sys.executable, sys.argv[0], *map(str, arguments)]
+    # By its module's name, as `python -m` started it: as a file it could not import its neighbours.
+    program = ('-m', sys.modules['__main__'].__spec__.name)
+    command = [sys.executable, *program, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout.split()[-1])
 

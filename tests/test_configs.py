@@ -22,10 +22,11 @@ from sasa_det.configs import read_config
 from sasa_det.evaluation.costs import Classifier, build_model, count_costs
 from sasa_det.layers import AttentionStem, LocalSelfAttention2d
 from sasa_det.models import SASAFPN, SASAResNet
+from tests.outside import outside, why_not
 from tools.checks import mixes as check_mixes
 
 ROOT = Path(__file__).resolve().parents[1]
-COCO = ROOT.parent / 'shared' / 'data' / 'coco_cc'
+COCO = outside('coco_cc')
 MIXES = check_mixes.LEAVES
 # Those of RetinaNet; test_other_detectors.py has the others.
 LEAVES = sorted(
@@ -37,9 +38,7 @@ CONV = ROOT / 'configs/retinanet/retinanet_r50_fpn_1x_coco.py'
 SASA = ROOT / 'configs/retinanet/retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco.py'
 PARTS = ('backbone', 'neck', 'bbox_head')
 
-needs_coco = pytest.mark.skipif(
-    not COCO.is_dir(), reason='needs shared/data/coco_cc beside the repository'
-)
+needs_coco = pytest.mark.skipif(not COCO.is_dir(), reason=why_not('coco_cc'))
 
 
 def leaf_name(path):

@@ -24,7 +24,10 @@ from mmengine.utils import import_modules_from_strings
 from sasa_det.data.digits import make_digits
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / 'README.md', ROOT / 'configs' / 'README.md', *sorted(ROOT.glob('docs/*.md'))]
+DOCUMENTS = [
+    *(ROOT / name for name in ('README.md', 'CONTRIBUTING.md', 'configs/README.md')),
+    *sorted(ROOT.glob('docs/*.md')),
+]
 FENCE = re.compile(r'^( *)```(\w+)\n(.*?)^\1```$', re.MULTILINE | re.DOTALL)
 
 ALL_ATTENTION = 'sasa_det::retinanet/retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco.py'
@@ -40,7 +43,7 @@ COCO = (
 NO_GPU = 'sync_bn=None model_wrapper_cfg.type=AnyDeviceDistributedDataParallel'
 # Of the first that matches: what follows the command, or, if that is None, the test that runs it.
 SHORTER = [
-    (r'mmpretrain train', None, 'tests/test_pretraining.py'),
+    (r'--package mmpretrain train', None, 'tests/test_pretraining.py'),
     (r'pretrained_digits', None, 'tests/test_pretraining.py'),
     (r'demo-data .*box-crops', None, 'tests/test_pretraining.py'),
     (r'^pip install|^git clone', None, 'tests/test_packaging.py'),
@@ -57,11 +60,11 @@ SHORTER = [
     (r'checks/triton_builds\.py', None, 'tests/ops/backends/test_triton_builds.py'),
     (r'tools/reliability/', None, 'tests/engine/hooks/test_checkpoint_hook.py'),
     (r'sasa-det explore', None, 'tests/cli/test_explore.py'),
-    (r'mkdocs', None, 'tests/test_documents.py'),
+    (r'mkdocs|^bash \.ci/run|^\.ci/run', None, 'tests/test_documents.py'),
     (r'run_tests\.sh', '--collect-only -q tests/environment/test_stack.py', ''),
     (r'checks/mixes\.py', None, 'tests/test_configs.py'),
     (r'get_flops', '', ''),
-    (r'distributed\.run .*my_config', f'--cfg-options {FEW} {COCO} {NO_GPU}', ''),
+    (r'torchrun .*my_config', f'--cfg-options {FEW} {COCO} {NO_GPU}', ''),
     (r'train .*(my_config|configs/retinanet|my_fcos)', f'--cfg-options {FEW} {COCO}', ''),
     (r'test .*(my_config|my_fcos)', f'--cfg-options {COCO}', ''),
     (r'(train|test) ', f'--cfg-options {FEW}', ''),
@@ -117,6 +120,7 @@ def save_untrained(folder):
     folder.mkdir(parents=True)
     config.model.backbone.attn_stages = (False, False, False, True)
     config.model.neck.attn_cfg = config.model.bbox_head.attn_cfg = None
+    config.model.bbox_head.attn_parts = None
     model = MODELS.build(config.model)
     model.init_weights()
     meta = dict(dataset_meta=dict(classes=config.metainfo.classes))

@@ -11,8 +11,7 @@ from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, Resize
 
 from sasa_det.data import CheckedCocoDataset
 from sasa_det.data.digits import make_digits
-
-SHARED = Path(__file__).parents[3] / 'shared' / 'data'
+from tests.outside import outside, why_not
 
 
 @pytest.fixture(scope='session')
@@ -20,9 +19,9 @@ def shared():
     """Give the folder of real data sets called for, or skip with the reason."""
 
     def find(name):
-        if not (SHARED / name).is_dir():
-            pytest.skip(f'needs the data set {name} in ../shared/data, which is not there')
-        return SHARED / name
+        if not outside(name).is_dir():
+            pytest.skip(why_not(name))
+        return outside(name)
 
     return find
 

@@ -20,8 +20,9 @@ from sasa_det.evaluation.coco_numbers import (
     per_class_ap,
     precision,
 )
+from tests.outside import outside, why_not
 
-COCO_EVAL = Path(__file__).parents[3] / 'shared' / 'data' / 'coco_eval'
+COCO_EVAL = outside('coco_eval')
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_finding_nothing_is_zero(truth, prediction):
 
 def test_official_figures_of_pycocotools():
     if not COCO_EVAL.is_dir():
-        pytest.skip(f'{COCO_EVAL} is absent: it is not part of the project')
+        pytest.skip(why_not('coco_eval'))
     coco = COCO(str(COCO_EVAL / 'instances_val2014_100.json'))
     truth = Truth(coco, 'instances_val2014_100.json', '', coco.get_cat_ids())
     results = json.loads((COCO_EVAL / 'instances_val2014_fakebbox100_results.json').read_text())

@@ -23,12 +23,12 @@ from .search import CHOICES, Fit, search_detectors
 
 CLASSIFIER_SIZE, DETECTOR_SIZE = 224, 640
 CONVENTION = (
-    'FLOPs: a multiply-add is two; convolutions, linear layers and attention count, norms, '
-    "activations and pooling do not. 'paper': q.r costs k * k a channel and pixel, as q.k does, and "
-    "each mixture of a stem's values a projection. 'here': what is computed, q.r in k, mixtures mixed "
-    'before they project.'
+    'FLOPs: one multiply-add counts as two. Convolutions, linear layers and attention count; norms, '
+    "activations and pooling do not. In the paper's way of counting, q.r costs k * k per channel and "
+    "pixel, as q.k does, and each mixture of the stem's values costs one projection. As computed here, "
+    'q.r costs k, and the mixtures are mixed before the projection.'
 )
-_ACCURACIES = ('top1', 'heldout_top1', 'AP')
+_ACCURACIES = dict(top1='top-1', heldout_top1='top-1 on the held-out split', AP='AP')
 
 
 class Row(NamedTuple):
@@ -114,7 +114,7 @@ def reductions(attention: Costs, convolution: Costs) -> Tuple[float, float, floa
 
 
 HEADLINE_PAIRS = {
-    'the paper, as read here': (
+    'configs/paper': (
         'paper/retinanet_r50_fpn_paper-1x_coco.py',
         'paper/retinanet_sasa-r50_sasa-fpn_sasa-head_paper-1x_coco.py',
     ),
@@ -153,10 +153,10 @@ def _cells(row: Row) -> List[str]:
 
 
 def _titles(table: dict) -> List[str]:
-    accuracy = next(name for name in _ACCURACIES if name in table['rows'][0])
+    accuracy = next(title for name, title in _ACCURACIES.items() if name in table['rows'][0])
     return [
-        'row', 'M params, paper', 'ours', 'difference', 'GFLOPs, paper', "ours, paper's count",
-        'difference', 'ours, here', f'{accuracy} in the paper', '',
+        'row', 'M parameters, paper', 'ours', 'difference', 'GFLOPs, paper',
+        "ours, paper's way of counting", 'difference', 'ours, computed', f'{accuracy}, paper', 'check',
     ]  # fmt: skip
 
 
@@ -176,13 +176,13 @@ def _rich(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> T
 
 def _headline_lines(found: Dict[str, tuple], claim: dict) -> List[str]:
     lines = [
-        f'From all convolution to all attention: the paper {claim["parameters"]:.0%} fewer '
-        f'parameters, {claim["flops"]:.0%} fewer FLOPs.'
+        f'From all convolution to all attention, the paper has {claim["parameters"]:.0%} fewer '
+        f'parameters and {claim["flops"]:.0%} fewer FLOPs.'
     ]
     for name, (parameters, paper_flops, flops) in found.items():
         lines.append(
-            f'{name}: {parameters:.1%} fewer parameters, {paper_flops:.1%} fewer FLOPs by the '
-            f"paper's count, {flops:.1%} by ours."
+            f'{name}: {parameters:.1%} fewer parameters; {paper_flops:.1%} fewer FLOPs in the '
+            f"paper's way of counting, {flops:.1%} fewer as computed here."
         )
     return lines
 
