@@ -10,7 +10,7 @@ from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, checkpoint
 
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.checkpoints.fit import describe_misfit, find_fitting_config, shapes
@@ -119,7 +119,9 @@ def test_load_detector_refuses_it(hostile, ran):
     assert not ran.exists()
 
 
-def test_mmdets_own_loading_is_torchs_or_ours_where_it_is_asked_for(hostile, ran):
+def test_mmdets_own_loading_is_torchs_or_ours_where_it_is_asked_for(hostile, ran, monkeypatch):
+    # As in a process in which no command of ours ran.
+    monkeypatch.setitem(checkpoint.CheckpointLoader._schemes, '', checkpoint.load_from_local)
     config = Config.fromfile(CONFIGS / DIGITS)
     with pytest.raises(UnpicklingError):
         init_detector(config, str(hostile), device='cpu')

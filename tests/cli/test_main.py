@@ -1,6 +1,7 @@
 """``sasa-det``: help, listing, describing, explaining, and handing over to mmdet's tools."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,7 +79,7 @@ class TestConfigs:
         name = 'retinanet_sasa-tiny_digits'
         assert main(['configs', name, '--flatten', str(whole)]) == 0
         assert capsys.readouterr().out == f'wrote {whole}\n'
-        assert '_base_' not in whole.read_text()
+        assert not re.search(r'^_base_\b', whole.read_text(), re.MULTILINE)
         original, written = (Config.fromfile(path) for path in (shipped_configs()[name], whole))
         assert written.to_dict() == original.to_dict()
         assert main(['configs', name, '--flatten', str(whole)]) == 2
