@@ -1,36 +1,33 @@
-// The kernels themselves, included by one file for each CPU capability, which sets VECTOR_BYTES and
-// VECTOR_REGISTERS. Everything is in an unnamed namespace: see problem.h for why.
+// The forward and the backward of one band. README.md says how they work, and what each term means.
 //
-// A band is streamed row by row. The k rows of keys and values that a row of queries sees lie packed in
-// a ring, one vector of neighbouring pixels after the other, in the compute type and with a margin of
-// zeros, so that strides, layouts, types, dilation and borders end where packing ends. All loops over
-// pixels are whole vectors; lanes past the last pixel compute on zeros and are not stored.
+// One file for each CPU capability includes this one, and sets VECTOR_BYTES and VECTOR_REGISTERS. All is in an
+// unnamed namespace: problem.h says why.
 //
-// No sum runs over more than one thread or depends on how a map is cut into bands: the same input gives
-// the same bits at any thread count.
+// All loops over pixels are over whole vectors. Lanes past the last pixel compute on zeros and are not stored.
 
 #include "products.h"
 
 namespace sasa {
 namespace {
 
-// Rows that the windows of a group span.
-inline int64_t span_of(int64_t k) { return k + GROUP - 1; }
+// Rows of K and V in the windows of QUERY_ROWS query rows.
+inline int64_t kv_rows(int64_t k) { return k + QUERY_ROWS - 1; }
 
 template <typename T>
-inline T* logsumexp_row(const Problem& p, const Band& band, int64_t y) {
-  return static_cast<T*>(p.logsumexp) +
+inline T* lse_row(const Problem& p, const Band& band, int64_t y) {
+  return static_cast<T*>(p.lse) +
          ((band.image * p.heads + band.head) * p.height + band.phase_row + y * p.dilation) * p.width +
          band.phase_col;
 }
 
-// Where the sums over TABLE_ROWS rows of a band are added; see problem.h.
+// The band's partial of the gradient of the tables, for one block.
 template <typename T>
-inline T* table_grads(const Problem& p, const Band& band, int64_t block) {
-  const int64_t group = (band.image * p.heads + band.head) * table_groups(p) + band.group;
-  return static_cast<T*>(p.table_grads) + (group * blocks(p) + block) * p.depth * p.kernel_size;
+inline T* dtables_of(const Problem& p, const Band& band, int64_t block) {
+  const int64_t partial = (band.image * p.heads + band.head) * table_partials(p) + band.partial;
+  return static_cast<T*>(p.dtables) + (partial * blocks(p) + block) * p.depth * p.kernel_size;
 }
 
+// The relative tables of one head, or null.
 template <typename T>
 struct Tables {
   const T* row = nullptr;
@@ -49,465 +46,491 @@ inline Tables<T> tables_of(const Problem& p, int64_t head) {
 
 // ---- Logits of a tile. ----
 
-// Close the positions of a window's row that lie left or right of the map.
+// Border 'mask': set to -infinity the logits of a row of the window that lie left or right of the map.
 template <typename T>
-inline void close_sides(const Layout<T>& at, int64_t x, Vec<T>* row) {
+inline void mask_sides(const Layout<T>& layout, int64_t x, Vec<T>* logits) {
   typedef typename Vector<T>::type V;
-  if (x >= at.radius && x + Vector<T>::lanes + at.radius <= at.width) return;
-  V place;
-  for (int n = 0; n < Vector<T>::lanes; ++n) place[n] = T(x + n - at.radius);
-  for (int64_t j = 0; j < at.k; ++j) {
-    const V col = place + T(j);
-    const auto outside = (col < T(0)) | (col >= T(at.width));
-    row[j] = outside ? splat<T>(-__builtin_inf()) : row[j];
+  if (x >= layout.radius && x + Vector<T>::lanes + layout.radius <= layout.width) return;
+  V leftmost;
+  for (int n = 0; n < Vector<T>::lanes; ++n) leftmost[n] = T(x + n - layout.radius);
+  for (int64_t j = 0; j < layout.k; ++j) {
+    const V col = leftmost + T(j);
+    const auto outside = (col < T(0)) | (col >= T(layout.width));
+    logits[j] = outside ? splat<T>(-__builtin_inf()) : logits[j];
   }
 }
 
-// Of the rows that the windows of a group span, those that lie in the map.
-struct Seen {
+// The rows of K and V in the windows of some query rows, counted from `top`. Those in [begin, end) are in the
+// map.
+struct RowRange {
   int64_t top, begin, end;
 
   template <typename T>
-  Seen(const Layout<T>& at, int64_t y, int64_t rows) : top(y - at.radius) {
-    const int64_t below = at.height - top, all = at.k + rows - 1;
+  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(y - layout.radius) {
+    const int64_t below = layout.height - top, all = layout.k + rows - 1;
     begin = top < 0 ? -top : 0;
     end = below < all ? below : all;
   }
   bool has(int64_t u) const { return u >= begin && u < end; }
 
-  // Where they are in a ring.
+  // Pointers to those in the map.
   template <typename T>
-  void point(const Ring<T>& ring, const T** to) const {
-    ring.point(top + begin, end - begin, 0, to + begin);
+  void row_pointers(const Ring<T>& ring, const T** to) const {
+    ring.row_pointers(top + begin, end - begin, 0, to + begin);
   }
 };
 
-// What is computed of a tile, for each vector of pixels and row of the group.
+// Buffers of one tile, for each of its vectors of pixels and each query row. They hold S and later P, or dP and
+// later dS.
 template <typename T>
-struct Logits {
-  Vec<T>* logits;  // [vector][row][k * k]
-  Vec<T>* bias;    // [vector][row][2 * k]: of the window's rows and columns
-  Vec<T>* peak;    // [vector][row]
+struct TileLogits {
+  Vec<T>* data;  // [vector][query row][k * k]
+  Vec<T>* bias;  // [vector][query row][2 * k]: the terms of the window's rows, then of its columns
+  Vec<T>* max;   // [vector][query row]: the largest of data
 
-  Logits(Scratch<T>& scratch, int64_t k) {
-    constexpr int64_t each = TILE * GROUP * Vector<T>::lanes;
-    logits = reinterpret_cast<Vec<T>*>(scratch.take(each * k * k));
-    bias = reinterpret_cast<Vec<T>*>(scratch.take(each * 2 * k));
-    peak = reinterpret_cast<Vec<T>*>(scratch.take(each));
+  TileLogits(Scratch<T>& scratch, int64_t k) {
+    constexpr int64_t windows = TILE_VECTORS * QUERY_ROWS * Vector<T>::lanes;
+    data = reinterpret_cast<Vec<T>*>(scratch.allocate(windows * k * k));
+    bias = reinterpret_cast<Vec<T>*>(scratch.allocate(windows * 2 * k));
+    max = reinterpret_cast<Vec<T>*>(scratch.allocate(windows));
   }
-  static int64_t elements(int64_t k) { return TILE * GROUP * Vector<T>::lanes * (k * k + 2 * k + 1); }
+  static int64_t elements(int64_t k) {
+    return TILE_VECTORS * QUERY_ROWS * Vector<T>::lanes * (k * k + 2 * k + 1);
+  }
 };
 
-// The rows that the windows of a group span, with what was computed of a tile as their weights.
+// Rows of K or V as window_sums takes them, with what is in a tile's buffer as their weights.
 template <typename T>
-inline Span<T> weighted(const Layout<T>& at, const Logits<T>& tile, const T* const* rows, const Seen& seen) {
+inline WeightedRows<T> weighted_rows(const Layout<T>& layout, const TileLogits<T>& tile, const T* const* rows,
+                                     const RowRange& range) {
   constexpr int64_t L = Vector<T>::lanes;
-  const int64_t k = at.k;
-  const T* weights = reinterpret_cast<const T*>(tile.logits);
-  return {rows, k, at.stride, weights, (k * k - k) * L, k * L, L, seen.begin, seen.end};
+  const int64_t k = layout.k;
+  const T* weights = reinterpret_cast<const T*>(tile.data);
+  return {rows, k, layout.stride, weights, (k * k - k) * L, k * L, L, range.begin, range.end};
 }
 
-// out[g][i][j] = bias[g] + a[g] . rows[i + g] shifted by j, for a tile and the windows of G rows. What lies in
-// no row of the map is left as it is.
-template <int G, typename T>
-inline void window_dots(const Layout<T>& at, const T* const* a, const T* const* rows, const Seen& seen,
-                        int64_t offset, const Vec<T>* bias, Vec<T>* out, Vec<T>* peak, int64_t vectors) {
-  const int64_t k = at.k;
-  for (int64_t u = seen.begin; u < seen.end; ++u) {
-    const int64_t first = u < k ? 0 : u - k + 1, last = u < G ? u : G - 1;
-    const T* soon = rows[u + 1 < seen.end ? u + 1 : u];
+// out[r][i][j] = bias[r][i][j] + a[r] . rows[i + r] shifted by j, for the windows of R query rows and a tile.
+// Where rows[i + r] is out of the map, out is left as it is.
+template <int R, typename T>
+inline void window_dots(const Layout<T>& layout, const T* const* a, const T* const* rows,
+                        const RowRange& range, int64_t offset, const Vec<T>* bias, Vec<T>* out, Vec<T>* max,
+                        int64_t vectors) {
+  const int64_t k = layout.k;
+  for (int64_t u = range.begin; u < range.end; ++u) {
+    // The query rows whose windows have row u.
+    const int64_t first = u < k ? 0 : u - k + 1, last = u < R ? u : R - 1;
+    const T* next = rows[u + 1 < range.end ? u + 1 : u];
     const Vec<T>* own = bias + first * 2 * k;
-    as_group(last - first + 1, [&](auto count) {
-      if constexpr (count.value > G) return;
-      // A row alone takes few registers, and each product of few sums would wait for the one before.
-      in_pieces<count.value == 1 ? 9 : MAX_NEIGHBOURS>(k, [&](auto neighbours, int64_t n) {
-        const Bias<T> start{own + u - first, own + k + n, 2 * k};
-        dots<count.value, neighbours.value>(a + first, rows[u] + offset + n, soon + offset, at.depth,
-                                            at.stride, start,
-                                            out + first * k * k + (u - first) * k + n, k,
-                                            peak ? peak + first : nullptr, vectors);
+    dispatch_rows(last - first + 1, [&](auto count) {
+      if constexpr (count.value > R) return;
+      // A single query row has registers left. With more sums, fewer of the products wait for the one before.
+      by_neighbours<count.value == 1 ? 9 : MAX_NEIGHBOURS>(k, [&](auto neighbours, int64_t j) {
+        const Bias<T> start{own + u - first, own + k + j, 2 * k};
+        neighbour_dots<count.value, neighbours.value>(a + first, rows[u] + offset + j, next + offset,
+                                                      layout.depth, layout.stride, start,
+                                                      out + first * k * k + (u - first) * k + j, k,
+                                                      max ? max + first : nullptr, vectors);
       });
     });
   }
 }
 
-// The largest of n vectors, lane by lane, in four chains that do not wait for each other. A NaN never
-// becomes the largest; it comes out of the sum of the exponentials all the same.
+// The largest of n vectors, lane by lane, in four chains that do not wait for each other. A NaN is never the
+// largest; the sum of the exponentials becomes NaN all the same.
 template <typename T>
-inline Vec<T> largest(const Vec<T>* x, int64_t n) {
-  Vec<T> peak[4];
-  for (int m = 0; m < 4; ++m) peak[m] = splat<T>(-__builtin_inf());
+inline Vec<T> max_of(const Vec<T>* x, int64_t n) {
+  Vec<T> max[4];
+  for (int m = 0; m < 4; ++m) max[m] = splat<T>(-__builtin_inf());
   int64_t i = 0;
   for (; i + 4 <= n; i += 4)
 #pragma GCC unroll 4
-    for (int m = 0; m < 4; ++m) peak[m] = larger<T>(x[i + m], peak[m]);
-  for (; i < n; ++i) peak[0] = larger<T>(x[i], peak[0]);
-  for (int m = 1; m < 4; ++m) peak[0] = larger<T>(peak[m], peak[0]);
-  return peak[0];
+    for (int m = 0; m < 4; ++m) max[m] = max_vec<T>(x[i + m], max[m]);
+  for (; i < n; ++i) max[0] = max_vec<T>(x[i], max[0]);
+  for (int m = 1; m < 4; ++m) max[0] = max_vec<T>(max[m], max[0]);
+  return max[0];
 }
 
-// The logits of a tile's windows, and the largest of each: of G rows, whose queries are q.
-template <int G, typename T>
-inline void tile_logits(const Problem& p, const Layout<T>& at, const Tables<T>& tables, int64_t x0,
-                        int64_t vectors, const T* const* q, const T* const* key_rows, const Seen& seen,
-                        const Logits<T>& to) {
+// S of the windows of R query rows and a tile, and the largest of each window.
+template <int R, typename T>
+inline void compute_logits(const Problem& p, const Layout<T>& layout, const Tables<T>& tables, int64_t x0,
+                           int64_t vectors, const T* const* q, const T* const* key_rows, const RowRange& range,
+                           const TileLogits<T>& logits) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
-  const int64_t k = at.k, half = at.depth / 2, window = k * k;
+  const int64_t k = layout.k, half = layout.depth / 2, area = k * k;
   for (int64_t v = 0; v < vectors; ++v) {
-    V* bias = to.bias + v * GROUP * 2 * k;
+    V* bias = logits.bias + v * QUERY_ROWS * 2 * k;
     if (tables.row)
-      in_pieces(k, [&](auto count, int64_t n) {
-        table_dots<G, count.value>(q, v * L, tables.row + n, half, at.stride, k, bias + n, 2 * k);
-        table_dots<G, count.value>(q, v * L + half * at.stride, tables.col + n, half, at.stride, k,
-                                   bias + k + n, 2 * k);
+      by_neighbours(k, [&](auto count, int64_t j) {
+        relative_bias<R, count.value>(q, v * L, tables.row + j, half, layout.stride, k, bias + j, 2 * k);
+        relative_bias<R, count.value>(q, v * L + half * layout.stride, tables.col + j, half, layout.stride, k,
+                                      bias + k + j, 2 * k);
       });
-    for (int g = 0; g < G; ++g) to.peak[v * GROUP + g] = splat<T>(-__builtin_inf());
+    for (int r = 0; r < R; ++r) logits.max[v * QUERY_ROWS + r] = splat<T>(-__builtin_inf());
   }
   if (p.key.data)
-    window_dots<G>(at, q, key_rows, seen, at.margin + x0 - at.radius, to.bias, to.logits, to.peak, vectors);
+    window_dots<R>(layout, q, key_rows, range, layout.margin + x0 - layout.radius, logits.bias, logits.data,
+                   logits.max, vectors);
 
-  // Outside of the map, and everywhere where there is no key, logits are the bias of row and column, or closed.
-  const bool at_sides = p.mask && (x0 < at.radius || x0 + vectors * L + at.radius > at.width);
-  const bool inside = p.key.data && seen.has(0) && seen.has(k + G - 2);
+  // Left are the logits out of the map, or all without K. They are the bias alone, or masked.
+  const bool at_sides = p.mask && (x0 < layout.radius || x0 + vectors * L + layout.radius > layout.width);
+  const bool inside = p.key.data && range.has(0) && range.has(k + R - 2);
   if (inside && !at_sides) return;
   for (int64_t v = 0; v < vectors; ++v)
-    for (int64_t g = 0; g < G; ++g) {
-      V* own = to.logits + (v * GROUP + g) * window;
-      const V* bias = to.bias + (v * GROUP + g) * 2 * k;
+    for (int64_t r = 0; r < R; ++r) {
+      V* own = logits.data + (v * QUERY_ROWS + r) * area;
+      const V* bias = logits.bias + (v * QUERY_ROWS + r) * 2 * k;
       for (int64_t i = 0; i < k; ++i) {
-        const bool outside = !seen.has(g + i);
+        const bool outside = !range.has(r + i);
         if (!p.key.data || outside)
           for (int64_t j = 0; j < k; ++j)
             own[i * k + j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[k + j];
-        if (p.mask) close_sides(at, x0 + v * L, own + i * k);
+        if (p.mask) mask_sides(layout, x0 + v * L, own + i * k);
       }
-      to.peak[v * GROUP + g] = largest<T>(own, window);
+      logits.max[v * QUERY_ROWS + r] = max_of<T>(own, area);
     }
 }
 
-// Into how many pieces, of a vector of pixels and some channels, sums over windows cut a row, or nearly so.
+// How often window_sums is called for a row, or a little less: the prefetches are divided among these calls.
 template <typename T>
-inline int64_t pieces(const Layout<T>& at) {
-  return at.padded / Vector<T>::lanes * ((at.depth + MAX_CHANNELS - 1) / MAX_CHANNELS);
+inline int64_t window_sums_per_row(const Layout<T>& layout) {
+  return layout.padded_width / Vector<T>::lanes * ((layout.depth + MAX_CHANNELS - 1) / MAX_CHANNELS);
 }
 
 // ---- Forward. ----
 
-// The weights of a window's pixels, not yet divided by their sum, in the place of their logits; returns the sum.
+// The softmax of one vector's windows, not yet divided by the sum: x = 2^(x - max). Returns the sum.
 template <typename T>
-__attribute__((noinline)) Vec<T> exponentials(Vec<T>* x, int64_t n, Vec<T> peak) {
-  Vec<T> total = Vec<T>{};
+__attribute__((noinline)) Vec<T> softmax_forward(Vec<T>* x, int64_t n, Vec<T> max) {
+  Vec<T> sum = Vec<T>{};
 #pragma GCC unroll 4
   for (int64_t m = 0; m < n; ++m) {
-    x[m] = exp2_vec(x[m] - peak);
-    total += x[m];
+    x[m] = exp2_vec(x[m] - max);
+    sum += x[m];
   }
-  return total;
+  return sum;
 }
 
 template <typename T>
 void forward_band(const Problem& p, const Band& band, void* memory) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
-  const Layout<T> at(p, band.phase_row, band.phase_col);
+  const Layout<T> layout(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = at.k, radius = at.radius, window = k * k, span = span_of(k);
-  Ring<T> keys{has_key ? scratch.take(span * at.map_row()) : nullptr, span, at.map_row()};
-  Ring<T> values{scratch.take(span * at.map_row()), span, at.map_row()};
-  const Ring<T> queries{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
-  const Ring<T> out{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
-  const Logits<T> tile(scratch, k);
-  // What is zero stays zero from band to band, unless the next phase has rows of another width.
+  const int64_t k = layout.k, radius = layout.radius, area = k * k, ring_rows = kv_rows(k);
+  Ring<T> keys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
+               layout.row_size()};
+  Ring<T> values{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
+  const Ring<T> queries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  const Ring<T> outputs{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  const TileLogits<T> logits(scratch, k);
+  // Margins stay zero from band to band, unless the next phase has another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
   const Tables<T> tables = tables_of<T>(p, band.head);
-  const T* key_rows[LARGEST_SPAN];
-  const T* value_rows[LARGEST_SPAN];
+  const T* key_rows[MAX_KV_ROWS];
+  const T* value_rows[MAX_KV_ROWS];
 
-  int64_t next = band.first > radius ? band.first - radius : 0;  // row to bring in
-  for (int64_t y = band.first; y < band.last; y += GROUP) {
-    const int64_t rows = band.last - y < GROUP ? band.last - y : GROUP;
-    const int64_t end = y + rows + radius < at.height ? y + rows + radius : at.height;
-    if (has_key) pack(p.key, p, at, band, next, end - next, T(1), keys);
-    pack(p.value, p, at, band, next, end - next, T(1), values);
-    pack(p.query, p, at, band, y, rows, T(p.scale * LOG2_E), queries);
+  int64_t next = band.first > radius ? band.first - radius : 0;  // row of K and V to pack
+  for (int64_t y = band.first; y < band.last; y += QUERY_ROWS) {
+    const int64_t rows = band.last - y < QUERY_ROWS ? band.last - y : QUERY_ROWS;
+    const int64_t end = y + rows + radius < layout.height ? y + rows + radius : layout.height;
+    if (has_key) pack(p.key, p, layout, band, next, end - next, T(1), keys);
+    pack(p.value, p, layout, band, next, end - next, T(1), values);
+    pack(p.query, p, layout, band, y, rows, T(p.scale * LOG2_E), queries);
     next = end;
-    const Seen seen(at, y, rows);
-    if (has_key) seen.point(keys, key_rows);
-    seen.point(values, value_rows);
-    // What the next group will read, and where this one will write.
-    Fetch fetch(p, band);
-    const int64_t coming = band.last - y - rows < GROUP ? band.last - y - rows : GROUP;
-    const int64_t entering = at.height - next < coming ? at.height - next : coming;
-    fetch.add(p.key, next, entering);
-    fetch.add(p.value, next, entering);
-    fetch.add(p.query, y + rows, coming);
-    fetch.add(p.output, y, rows);
-    fetch.over(pieces(at), seen.end - seen.begin);
-    const Span<T> window_values = weighted(at, tile, value_rows, seen);
-    T* to[GROUP];
-    out.point(y, rows, at.margin, to);
+    const RowRange range(layout, y, rows);
+    if (has_key) range.row_pointers(keys, key_rows);
+    range.row_pointers(values, value_rows);
+    // Prefetch what the next query rows will read, and where these will write.
+    Prefetcher prefetcher(p, band);
+    const int64_t next_rows = band.last - y - rows < QUERY_ROWS ? band.last - y - rows : QUERY_ROWS;
+    const int64_t next_kv_rows = layout.height - next < next_rows ? layout.height - next : next_rows;
+    prefetcher.add(p.key, next, next_kv_rows);
+    prefetcher.add(p.value, next, next_kv_rows);
+    prefetcher.add(p.query, y + rows, next_rows);
+    prefetcher.add(p.output, y, rows);
+    prefetcher.schedule(window_sums_per_row(layout), range.end - range.begin);
+    const WeightedRows<T> weighted_values = weighted_rows(layout, logits, value_rows, range);
+    T* output_rows[QUERY_ROWS];
+    outputs.row_pointers(y, rows, layout.margin, output_rows);
 
-    as_group(rows, [&](auto group) {
-      constexpr int G = group.value;
-      by_tiles(at, [&](int64_t x0, int64_t vectors) {
-        const T* here[G];
-        queries.point(y, G, at.margin + x0, here);
-        tile_logits<G>(p, at, tables, x0, vectors, here, key_rows, seen, tile);
+    dispatch_rows(rows, [&](auto row_count) {
+      constexpr int R = row_count.value;
+      by_tiles(layout, [&](int64_t x0, int64_t vectors) {
+        const T* q[R];
+        queries.row_pointers(y, R, layout.margin + x0, q);
+        compute_logits<R>(p, layout, tables, x0, vectors, q, key_rows, range, logits);
         for (int64_t v = 0; v < vectors; ++v)
-          for (int g = 0; g < G; ++g) {
-            const V peak = tile.peak[v * GROUP + g];
-            const V total = exponentials<T>(tile.logits + (v * GROUP + g) * window, window, peak);
-            tile.peak[v * GROUP + g] = T(1) / total;
-            const V sum = peak + log_vec(total) * T(LOG2_E);
+          for (int r = 0; r < R; ++r) {
+            const V max = logits.max[v * QUERY_ROWS + r];
+            const V sum = softmax_forward<T>(logits.data + (v * QUERY_ROWS + r) * area, area, max);
+            logits.max[v * QUERY_ROWS + r] = T(1) / sum;  // in the memory of the maximum
+            const V lse = max + log_vec(sum) * T(LOG2_E);
             const int64_t x = x0 + v * L;
-            T* lse = logsumexp_row<T>(p, band, y + g) + x * p.dilation;
-            if (p.dilation == 1 && x + L <= at.width)
-              store(lse, sum);
+            T* to = lse_row<T>(p, band, y + r) + x * p.dilation;
+            if (p.dilation == 1 && x + L <= layout.width)
+              store(to, lse);
             else
-              for (int n = 0; n < L && x + n < at.width; ++n) lse[n * p.dilation] = sum[n];
+              for (int n = 0; n < L && x + n < layout.width; ++n) to[n * p.dilation] = lse[n];
           }
-        by_channels(at.depth, [&](auto count, int64_t c) {
+        by_channels(layout.depth, [&](auto count, int64_t c) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
-            const Places<G, T> places(to, x0 + v * L + c * at.stride, at.stride);
-            const V* share = tile.peak + v * GROUP;
-            const auto put = [=](V(&sum)[G][N]) __attribute__((always_inline)) {
+            const RowWriter<R, T> writer(output_rows, x0 + v * L + c * layout.stride, layout.stride);
+            const V* inverse_sum = logits.max + v * QUERY_ROWS;
+            const auto finish = [=](V(&sum)[R][N]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-              for (int g = 0; g < G; ++g)
+              for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-                for (int n = 0; n < N; ++n) sum[g][n] *= share[g];
-              places.write(sum);
+                for (int n = 0; n < N; ++n) sum[r][n] *= inverse_sum[r];
+              writer.write(sum);
             };
-            window_sums<G, N>(window_values, at.margin + x0 + v * L - radius + c * at.stride,
-                              v * GROUP * window * L, put, &fetch.next());
+            window_sums<R, N>(weighted_values, layout.margin + x0 + v * L - radius + c * layout.stride,
+                              v * QUERY_ROWS * area * L, finish, &prefetcher.next());
           }
         });
       });
     });
-    unpack(p.output, p, at, band, y, rows, T(1), out);
+    unpack(p.output, p, layout, band, y, rows, T(1), outputs);
   }
 }
 
 // ---- Backward. ----
 
-// Of one vector of pixels, from logits and d loss / d weight: weights and d loss / d logit, in their place and
-// in w and d, each at its neighbour; and the sums of the latter by the window's rows and columns. By value, as
-// these stores may alias whatever a lambda captures by reference, which would be loaded again.
+// The backward of the softmax, for one vector of pixels and one query row:
+//   P = 2^(S - lse)     delta = sum of P * dP     dS = P * dP - delta * P
+// P takes the memory of S, and dS that of dP. For scatter_add both are also stored at their neighbours' pixels.
+// dbias_row and dbias_col are the sums of dS over each row and column of the window.
+// Arguments are copies. The stores may alias what a lambda captures by reference, which would be loaded again.
 template <typename T>
-__attribute__((noinline)) void pull_weights(int64_t k, int64_t stride, Vec<T> lse, Vec<T>* weight, Vec<T>* pull,
-                                            Vec<T>* cols, T* w, T* d, T* by_row, T* by_col) {
-  Vec<T> mean = Vec<T>{};  // of d loss / d weight, by the weights: what softmax takes off each
+__attribute__((noinline)) void softmax_backward(int64_t k, int64_t stride, Vec<T> lse, Vec<T>* logits,
+                                                Vec<T>* dlogits, Vec<T>* col_sums, T* weight_row,
+                                                T* dlogit_row, T* dbias_row, T* dbias_col) {
+  Vec<T> delta = Vec<T>{};
   for (int64_t i = 0; i < k; ++i)
     for (int64_t j = 0; j < k; ++j) {
       const int64_t n = i * k + j;
-      weight[n] = exp2_vec(weight[n] - lse);
-      store(w + n * stride + j, weight[n]);
-      pull[n] *= weight[n];
-      mean += pull[n];
+      logits[n] = exp2_vec(logits[n] - lse);
+      store(weight_row + n * stride + j, logits[n]);
+      dlogits[n] *= logits[n];
+      delta += dlogits[n];
     }
-  for (int64_t j = 0; j < k; ++j) cols[j] = Vec<T>{};
+  for (int64_t j = 0; j < k; ++j) col_sums[j] = Vec<T>{};
   for (int64_t i = 0; i < k; ++i) {
-    Vec<T> total = Vec<T>{};
+    Vec<T> row_sum = Vec<T>{};
     for (int64_t j = 0; j < k; ++j) {
       const int64_t n = i * k + j;
-      pull[n] -= mean * weight[n];
-      store(d + n * stride + j, pull[n]);
-      total += pull[n];
-      cols[j] += pull[n];
+      dlogits[n] -= delta * logits[n];
+      store(dlogit_row + n * stride + j, dlogits[n]);
+      row_sum += dlogits[n];
+      col_sums[j] += dlogits[n];
     }
-    store(by_row + i * stride, total);
+    store(dbias_row + i * stride, row_sum);
   }
-  for (int64_t j = 0; j < k; ++j) store(by_col + j * stride, cols[j]);
+  for (int64_t j = 0; j < k; ++j) store(dbias_col + j * stride, col_sums[j]);
 }
 
 template <typename T>
 void backward_band(const Problem& p, const Band& band, void* memory) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
-  const Layout<T> at(p, band.phase_row, band.phase_col);
+  const Layout<T> layout(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = at.k, radius = at.radius, half = at.depth / 2, window = k * k, span = span_of(k);
-  Ring<T> keys{has_key ? scratch.take(span * at.map_row()) : nullptr, span, at.map_row()};
-  Ring<T> values{scratch.take(span * at.map_row()), span, at.map_row()};
-  Ring<T> key_grads{has_key ? scratch.take(span * at.map_row()) : nullptr, span, at.map_row()};
-  Ring<T> value_grads{scratch.take(span * at.map_row()), span, at.map_row()};
-  const Ring<T> queries{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
-  const Ring<T> grads{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
-  const Ring<T> out{scratch.take(GROUP * at.map_row()), GROUP, at.map_row()};
-  T* spare = scratch.take(at.map_row());  // for what is spread over rows that are not the band's
-  // Of each row of the group and neighbour of the window, a row of weights, and of what they pull at the
-  // logits, d loss / d logit: in the place of the neighbour, for the sums over the queries that see it.
-  T* weights = scratch.take(GROUP * at.pair_row());
-  T* pulls = scratch.take(GROUP * at.pair_row());
-  T* by_row = scratch.take(GROUP * k * at.stride);
-  T* by_col = scratch.take(GROUP * k * at.stride);
-  T* shift = scratch.take(GROUP * at.stride);
-  const Logits<T> tile(scratch, k), pull(scratch, k);
-  V* table_sums = reinterpret_cast<V*>(scratch.take(at.depth * k * L));
-  // What is zero stays zero from band to band, unless the next phase has rows of another width.
+  const int64_t k = layout.k, radius = layout.radius, half = layout.depth / 2, area = k * k;
+  const int64_t ring_rows = kv_rows(k);
+  Ring<T> keys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
+               layout.row_size()};
+  Ring<T> values{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
+  Ring<T> dkeys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
+                layout.row_size()};
+  Ring<T> dvalues{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
+  const Ring<T> queries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  const Ring<T> doutputs{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  const Ring<T> dqueries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  T* discarded = scratch.allocate(layout.row_size());  // takes the gradients of rows of other bands
+  // P and dS of the query rows, [query row][neighbour][pixel], each at its neighbour's pixel.
+  T* weight_rows = scratch.allocate(QUERY_ROWS * layout.window_row_size());
+  T* dlogit_rows = scratch.allocate(QUERY_ROWS * layout.window_row_size());
+  T* dbias_row = scratch.allocate(QUERY_ROWS * k * layout.stride);
+  T* dbias_col = scratch.allocate(QUERY_ROWS * k * layout.stride);
+  T* lse = scratch.allocate(QUERY_ROWS * layout.stride);
+  const TileLogits<T> logits(scratch, k), dlogits(scratch, k);
+  V* table_sums = reinterpret_cast<V*>(scratch.allocate(layout.depth * k * L));  // [channel][neighbour]
+  // Margins stay zero from band to band, unless the next phase has another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
-  clear(reinterpret_cast<T*>(table_sums), at.depth * k * L);
+  clear(reinterpret_cast<T*>(table_sums), layout.depth * k * L);
   const Tables<T> tables = tables_of<T>(p, band.head);
 
-  const T* key_rows[LARGEST_SPAN];
-  const T* value_rows[LARGEST_SPAN];
+  const T* key_rows[MAX_KV_ROWS];
+  const T* value_rows[MAX_KV_ROWS];
 
-  // Add to the gradients of keys or values what the queries of a group add.
-  auto spread = [&](int64_t y, const T* pairs, const Ring<T>& maps, const Ring<T>& results) {
-    const T* rows[GROUP];
-    maps.point(y, GROUP, at.margin + radius, rows);
-    const int64_t top = y - radius, down = k * at.stride;  // from a row of the windows to the next
-    T* to[LARGEST_SPAN];
-    for (int64_t n = 0; n < round_up(span, GROUP); ++n) {
-      const bool own = n < span && top + n >= band.first && top + n < band.last;
-      to[n] = at.margin + (own ? results.row(top + n) : spare);
+  // Add to dK or dV what the query rows from y on give: dS^T Q or P^T dO.
+  auto scatter_query_rows = [&](int64_t y, const T* window_rows, const Ring<T>& sources,
+                                const Ring<T>& targets) {
+    const T* rows[QUERY_ROWS];
+    sources.row_pointers(y, QUERY_ROWS, layout.margin + radius, rows);
+    const int64_t top = y - radius, row_step = k * layout.stride;  // from a row of the windows to the next
+    T* to[MAX_KV_ROWS];
+    for (int64_t n = 0; n < round_up(ring_rows, QUERY_ROWS); ++n) {
+      const bool own = n < ring_rows && top + n >= band.first && top + n < band.last;
+      to[n] = layout.margin + (own ? targets.row(top + n) : discarded);
     }
-    by_tiles(at, [&](int64_t x0, int64_t vectors) {
-      by_channels(at.depth, [&](auto count, int64_t c) {
-        for (int64_t n = 0; n < span; n += GROUP) {
-          if (top + n + GROUP <= band.first || top + n >= band.last) continue;
-          const Span<T> seeing{rows, k, at.stride, pairs + at.margin + n * down, down, at.pair_row() - down, at.stride,
-                               0, GROUP};
-          as_spread(n, k, [&](auto low, auto high) {
-            spread_group<low.value, high.value, count.value>(seeing, x0, c * at.stride, to + n, vectors);
+    by_tiles(layout, [&](int64_t x0, int64_t vectors) {
+      by_channels(layout.depth, [&](auto count, int64_t c) {
+        for (int64_t n = 0; n < ring_rows; n += QUERY_ROWS) {
+          if (top + n + QUERY_ROWS <= band.first || top + n >= band.last) continue;
+          const WeightedRows<T> weighted{rows, k, layout.stride, window_rows + layout.margin + n * row_step,
+                                         row_step, layout.window_row_size() - row_step, layout.stride, 0,
+                                         QUERY_ROWS};
+          dispatch_row_offsets(n, k, [&](auto low, auto high) {
+            scatter_add<low.value, high.value, count.value>(weighted, x0, c * layout.stride, to + n, vectors);
           });
         }
       });
     });
   };
 
-  // The keys of this band are seen by queries up to a radius above and below it. Whole groups of them are computed.
-  const int64_t first = band.first > radius ? (band.first - radius) / GROUP * GROUP : 0;
-  const int64_t below = round_up(band.last + radius, GROUP), last = below < at.height ? below : at.height;
-  int64_t next = first > radius ? first - radius : 0;  // row of keys to bring in
-  int64_t done = band.first;                           // rows of keys whose gradients are written
-  for (int64_t y = first; y < last; y += GROUP) {
-    const int64_t rows = last - y < GROUP ? last - y : GROUP;
-    const int64_t end = y + rows + radius < at.height ? y + rows + radius : at.height;
-    if (has_key) pack(p.key, p, at, band, next, end - next, T(1), keys);
-    pack(p.value, p, at, band, next, end - next, T(1), values);
-    pack(p.query, p, at, band, y, rows, T(p.scale * LOG2_E), queries);
-    pack(p.grad, p, at, band, y, rows, T(1), grads);
+  // Queries up to a radius above and below the band see its keys. They are computed as well, in whole threes.
+  const int64_t first = band.first > radius ? (band.first - radius) / QUERY_ROWS * QUERY_ROWS : 0;
+  const int64_t below = round_up(band.last + radius, QUERY_ROWS);
+  const int64_t last = below < layout.height ? below : layout.height;
+  int64_t next = first > radius ? first - radius : 0;  // row of K and V to pack
+  int64_t written = band.first;                        // rows of dK and dV before it are in the maps
+  for (int64_t y = first; y < last; y += QUERY_ROWS) {
+    const int64_t rows = last - y < QUERY_ROWS ? last - y : QUERY_ROWS;
+    const int64_t end = y + rows + radius < layout.height ? y + rows + radius : layout.height;
+    if (has_key) pack(p.key, p, layout, band, next, end - next, T(1), keys);
+    pack(p.value, p, layout, band, next, end - next, T(1), values);
+    pack(p.query, p, layout, band, y, rows, T(p.scale * LOG2_E), queries);
+    pack(p.doutput, p, layout, band, y, rows, T(1), doutputs);
     for (; next < end; ++next) {
-      if (has_key) clear(key_grads.row(next), at.map_row());
-      clear(value_grads.row(next), at.map_row());
+      if (has_key) clear(dkeys.row(next), layout.row_size());
+      clear(dvalues.row(next), layout.row_size());
     }
-    const Seen seen(at, y, rows);
-    if (has_key) seen.point(keys, key_rows);
-    seen.point(values, value_rows);
-    for (int64_t g = 0; g < rows; ++g) {
-      const T* lse = logsumexp_row<T>(p, band, y + g);
-      for (int64_t x = 0; x < at.width; ++x) shift[g * at.stride + x] = lse[x * p.dilation];
+    const RowRange range(layout, y, rows);
+    if (has_key) range.row_pointers(keys, key_rows);
+    range.row_pointers(values, value_rows);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* from = lse_row<T>(p, band, y + r);
+      for (int64_t x = 0; x < layout.width; ++x) lse[r * layout.stride + x] = from[x * p.dilation];
     }
-    const Span<T> window_keys = weighted(at, pull, key_rows, seen);
-    T* to[GROUP];
-    out.point(y, rows, at.margin, to);
+    const WeightedRows<T> weighted_keys = weighted_rows(layout, dlogits, key_rows, range);
+    T* dquery_rows[QUERY_ROWS];
+    dqueries.row_pointers(y, rows, layout.margin, dquery_rows);
 
-    as_group(rows, [&](auto group) {
-      constexpr int G = group.value;
-      by_tiles(at, [&](int64_t x0, int64_t vectors) {
-        const T *here[G], *grad_here[G];
-        queries.point(y, G, at.margin + x0, here);
-        grads.point(y, G, at.margin + x0, grad_here);
-        for (int g = 0; g < G; ++g)
+    dispatch_rows(rows, [&](auto row_count) {
+      constexpr int R = row_count.value;
+      by_tiles(layout, [&](int64_t x0, int64_t vectors) {
+        const T *q[R], *dout[R];
+        queries.row_pointers(y, R, layout.margin + x0, q);
+        doutputs.row_pointers(y, R, layout.margin + x0, dout);
+        // dP is zero in rows out of the map, where V is zero.
+        for (int r = 0; r < R; ++r)
           for (int64_t i = 0; i < k; ++i)
-            for (int64_t v = 0; !seen.has(g + i) && v < vectors; ++v)
-              clear(reinterpret_cast<T*>(pull.logits + (v * GROUP + g) * window + i * k), k * L);
-        tile_logits<G>(p, at, tables, x0, vectors, here, key_rows, seen, tile);
-        window_dots<G, T>(at, grad_here, value_rows, seen, at.margin + x0 - radius, pull.bias, pull.logits,
-                          nullptr, vectors);
+            for (int64_t v = 0; !range.has(r + i) && v < vectors; ++v)
+              clear(reinterpret_cast<T*>(dlogits.data + (v * QUERY_ROWS + r) * area + i * k), k * L);
+        compute_logits<R>(p, layout, tables, x0, vectors, q, key_rows, range, logits);
+        // The bias of dlogits is never written, and so zero.
+        window_dots<R, T>(layout, dout, value_rows, range, layout.margin + x0 - radius, dlogits.bias,
+                          dlogits.data, nullptr, vectors);
         for (int64_t v = 0; v < vectors; ++v)
-          for (int g = 0; g < G; ++g) {
-            const int64_t x = x0 + v * L, n = v * GROUP + g;
-            const int64_t place = g * at.pair_row() + at.margin + x - radius;
-            V* cols = tile.bias + n * 2 * k;
-            pull_weights<T>(k, at.stride, load(shift + g * at.stride + x), tile.logits + n * window,
-                            pull.logits + n * window, cols, weights + place, pulls + place,
-                            by_row + g * k * at.stride + x, by_col + g * k * at.stride + x);
-            if (!tables.row)
-              for (int64_t j = 0; j < k; ++j) cols[j] = V{};
+          for (int r = 0; r < R; ++r) {
+            const int64_t x = x0 + v * L, n = v * QUERY_ROWS + r;
+            const int64_t offset = r * layout.window_row_size() + layout.margin + x - radius;
+            V* col_sums = logits.bias + n * 2 * k;  // the bias has been added, so that its memory is free
+            softmax_backward<T>(k, layout.stride, load(lse + r * layout.stride + x), logits.data + n * area,
+                                dlogits.data + n * area, col_sums, weight_rows + offset, dlogit_rows + offset,
+                                dbias_row + r * k * layout.stride + x, dbias_col + r * k * layout.stride + x);
+            if (!tables.row)  // nothing writes the bias, and it must be zero
+              for (int64_t j = 0; j < k; ++j) col_sums[j] = V{};
           }
-        by_channels(at.depth, [&](auto count, int64_t c) {
+        by_channels(layout.depth, [&](auto count, int64_t c) {
           constexpr int N = count.value;
           for (int64_t v = 0; v < vectors; ++v) {
             const int64_t x = x0 + v * L;
-            const Places<G, T> places(to, x + c * at.stride, at.stride);
-            const int64_t stride = at.stride;
-            const auto put = [=](V(&sum)[G][N]) __attribute__((always_inline)) {
+            const RowWriter<R, T> writer(dquery_rows, x + c * layout.stride, layout.stride);
+            const int64_t stride = layout.stride;
+            const auto finish = [=](V(&dq)[R][N]) __attribute__((always_inline)) {
               const auto add = [&](int first, int end) __attribute__((always_inline)) {
                 const int64_t channel = c + first;
-                if (channel < half) add_table(tables.row + channel * k, by_row + x, k, stride, first, end, sum);
-                else add_table(tables.col + (channel - half) * k, by_col + x, k, stride, first, end, sum);
+                if (channel < half)
+                  relative_bias_dquery(tables.row + channel * k, dbias_row + x, k, stride, first, end, dq);
+                else
+                  relative_bias_dquery(tables.col + (channel - half) * k, dbias_col + x, k, stride, first, end,
+                                       dq);
               };
               if (tables.row && (c + N <= half || c >= half)) {
                 add(0, N);
-              } else if (tables.row) {  // rows have some of these channels, and columns the rest
+              } else if (tables.row) {  // some of these channels are the row table's, some the column's
 #pragma GCC unroll 16
                 for (int n = 0; n < N; ++n) add(n, n + 1);
               }
-              places.write(sum);
+              writer.write(dq);
             };
             if (has_key) {
-              window_sums<G, N>(window_keys, at.margin + x - radius + c * at.stride, v * GROUP * window * L, put);
+              window_sums<R, N>(weighted_keys, layout.margin + x - radius + c * layout.stride,
+                                v * QUERY_ROWS * area * L, finish);
             } else {
-              V sum[G][N]{};
-              put(sum);
+              V dq[R][N]{};
+              finish(dq);
             }
           }
         });
       });
     });
-    for (int64_t g = rows; g < GROUP; ++g) {  // rows below the map spread nothing
-      clear(queries.row(y + g), at.map_row());
-      clear(grads.row(y + g), at.map_row());
-      clear(weights + g * at.pair_row(), at.pair_row());
-      clear(pulls + g * at.pair_row(), at.pair_row());
+    for (int64_t r = rows; r < QUERY_ROWS; ++r) {  // query rows below the map add nothing
+      clear(queries.row(y + r), layout.row_size());
+      clear(doutputs.row(y + r), layout.row_size());
+      clear(weight_rows + r * layout.window_row_size(), layout.window_row_size());
+      clear(dlogit_rows + r * layout.window_row_size(), layout.window_row_size());
     }
-    if (has_key) spread(y, pulls, queries, key_grads);
-    spread(y, weights, grads, value_grads);
-    // Rows above and below the band are their own bands' to write and to count.
+    if (has_key) scatter_query_rows(y, dlogit_rows, queries, dkeys);
+    scatter_query_rows(y, weight_rows, doutputs, dvalues);
+    // Other bands write the query rows above and below this one, and count them for the tables.
     const int64_t own_first = y > band.first ? y : band.first;
     const int64_t own_last = y + rows < band.last ? y + rows : band.last;
     if (own_first < own_last)
-      unpack(p.grad_query, p, at, band, own_first, own_last - own_first, T(p.scale), out);
+      unpack(p.dquery, p, layout, band, own_first, own_last - own_first, T(p.scale), dqueries);
     for (int64_t row = own_first; tables.row && row < own_last; ++row) {
-      const int64_t g = row - y;
-      const T* q = queries.row(row) + at.margin;
-      for (int64_t c = 0; c < at.depth; ++c)
-        in_pieces<9>(k, [&](auto count, int64_t n) {
-          row_dots<count.value>(q + c * at.stride,
-                                (c < half ? by_row : by_col) + (g * k + n) * at.stride, at.padded,
-                                at.stride, table_sums + c * k + n);
+      const int64_t r = row - y;
+      const T* q = queries.row(row) + layout.margin;
+      for (int64_t c = 0; c < layout.depth; ++c)
+        by_neighbours<9>(k, [&](auto count, int64_t j) {
+          relative_bias_dtable<count.value>(q + c * layout.stride,
+                                            (c < half ? dbias_row : dbias_col) + (r * k + j) * layout.stride,
+                                            layout.padded_width, layout.stride, table_sums + c * k + j);
         });
-      if ((row + 1) % TABLE_ROWS == 0 || row + 1 == at.height) {
-        T* sums = table_grads<T>(p, band, row / TABLE_ROWS);
-        for (int64_t n = 0; n < at.depth * k; ++n) {
-          sums[n] += sum_lanes<T>(table_sums[n]) * T(LN_2);
+      if ((row + 1) % BLOCK_ROWS == 0 || row + 1 == layout.height) {  // the block is complete
+        T* partial = dtables_of<T>(p, band, row / BLOCK_ROWS);
+        for (int64_t n = 0; n < layout.depth * k; ++n) {
+          partial[n] += sum_lanes<T>(table_sums[n]) * T(LN_2);
           table_sums[n] = V{};
         }
       }
     }
-    // Rows that no query further down sees, or all where this was the last.
-    int64_t ready = y + rows == last ? band.last : y + rows - radius;
-    if (ready > band.last) ready = band.last;
-    if (ready <= done) continue;
-    if (has_key) unpack(p.grad_key, p, at, band, done, ready - done, T(LN_2), key_grads);
-    unpack(p.grad_value, p, at, band, done, ready - done, T(1), value_grads);
-    done = ready;
+    // Write the rows of dK and dV that no later query row sees; after the last ones, all.
+    int64_t complete = y + rows == last ? band.last : y + rows - radius;
+    if (complete > band.last) complete = band.last;
+    if (complete <= written) continue;
+    if (has_key) unpack(p.dkey, p, layout, band, written, complete - written, T(LN_2), dkeys);
+    unpack(p.dvalue, p, layout, band, written, complete - written, T(1), dvalues);
+    written = complete;
   }
 }
 
+// ---- What kernels_*.cpp hand out. ----
+
 template <typename T>
 int64_t scratch_elements(const Problem& p, bool backward) {
-  const Layout<T> at(p, 0, 0);
-  const int64_t k = at.k, lanes = Vector<T>::lanes, span = span_of(k), tile = Logits<T>::elements(k);
-  const int64_t spare = 32 * lanes;  // what rounding up may add
-  if (!backward) return (2 * span + 2 * GROUP) * at.map_row() + tile + spare;
-  return (4 * span + 3 * GROUP + 1) * at.map_row() + 2 * GROUP * at.pair_row() +
-         (2 * k + 1) * GROUP * at.stride + 2 * tile + at.depth * k * lanes + spare;
+  const Layout<T> layout(p, 0, 0);
+  const int64_t k = layout.k, lanes = Vector<T>::lanes, ring_rows = kv_rows(k);
+  const int64_t tile = TileLogits<T>::elements(k);
+  const int64_t rounding = 32 * lanes;  // at least what Scratch::allocate adds
+  if (!backward) return (2 * ring_rows + 2 * QUERY_ROWS) * layout.row_size() + tile + rounding;
+  return (4 * ring_rows + 3 * QUERY_ROWS + 1) * layout.row_size() + 2 * QUERY_ROWS * layout.window_row_size() +
+         (2 * k + 1) * QUERY_ROWS * layout.stride + 2 * tile + layout.depth * k * lanes + rounding;
 }
 
 int64_t scratch(const Problem& p, bool backward) {
