@@ -60,26 +60,6 @@ inline void mask_sides(const Layout<T>& layout, int64_t x, Vec<T>* logits) {
   }
 }
 
-// The rows of K and V in the windows of some query rows, counted from `top`. Those in [begin, end) are in the
-// map.
-struct RowRange {
-  int64_t top, begin, end;
-
-  template <typename T>
-  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(y - layout.radius) {
-    const int64_t below = layout.height - top, all = layout.k + rows - 1;
-    begin = top < 0 ? -top : 0;
-    end = below < all ? below : all;
-  }
-  bool has(int64_t u) const { return u >= begin && u < end; }
-
-  // Pointers to those in the map.
-  template <typename T>
-  void row_pointers(const Ring<T>& ring, const T** to) const {
-    ring.row_pointers(top + begin, end - begin, 0, to + begin);
-  }
-};
-
 // Buffers of one tile, for each of its vectors of pixels and each query row. They hold S and later P, or dP and
 // later dS.
 template <typename T>
@@ -101,12 +81,11 @@ struct TileLogits {
 
 // Rows of K or V as window_sums takes them, with what is in a tile's buffer as their weights.
 template <typename T>
-inline WeightedRows<T> weighted_rows(const Layout<T>& layout, const TileLogits<T>& tile, const T* const* rows,
-                                     const RowRange& range) {
+inline WeightedRows<T> weighted_rows(const Layout<T>& layout, const TileLogits<T>& tile, const T* const* rows) {
   constexpr int64_t L = Vector<T>::lanes;
   const int64_t k = layout.k;
   const T* weights = reinterpret_cast<const T*>(tile.data);
-  return {rows, k, layout.stride, weights, (k * k - k) * L, k * L, L, range.begin, range.end};
+  return {rows, k, layout.stride, weights, (k * k - k) * L, k * L, L};
 }
 
 // out[r][i][j] = bias[r][i][j] + a[r] . rows[i + r] shifted by j, for the windows of R query rows and a tile.
@@ -124,7 +103,8 @@ inline void window_dots(const Layout<T>& layout, const T* const* a, const T* con
     dispatch_rows(last - first + 1, [&](auto count) {
       if constexpr (count.value > R) return;
       // A single query row has registers left. With more sums, fewer of the products wait for the one before.
-      by_neighbours<count.value == 1 ? 9 : MAX_NEIGHBOURS>(k, [&](auto neighbours, int64_t j) {
+      constexpr int most = count.value == 1 ? MAX_NEIGHBOURS_OF_ONE_ROW : MAX_NEIGHBOURS;
+      by_neighbours<most>(k, [&](auto neighbours, int64_t j) {
         const Bias<T> start{own + u - first, own + k + j, 2 * k};
         neighbour_dots<count.value, neighbours.value>(a + first, rows[u] + offset + j, next + offset,
                                                       layout.depth, layout.stride, start,
@@ -218,12 +198,12 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const Layout<T> layout(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = layout.k, radius = layout.radius, area = k * k, ring_rows = kv_rows(k);
-  Ring<T> keys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
-               layout.row_size()};
-  Ring<T> values{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
-  const Ring<T> queries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
-  const Ring<T> outputs{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
+  const int64_t k = layout.k, radius = layout.radius, area = k * k;
+  const int64_t ring_rows = kv_rows(k), row_size = layout.row_size();
+  Ring<T> keys{has_key ? scratch.allocate(ring_rows * row_size) : nullptr, ring_rows, row_size};
+  Ring<T> values{scratch.allocate(ring_rows * row_size), ring_rows, row_size};
+  const Ring<T> queries{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
+  const Ring<T> outputs{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
   const TileLogits<T> logits(scratch, k);
   // Margins stay zero from band to band, unless the next phase has another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
@@ -251,7 +231,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
     prefetcher.add(p.query, y + rows, next_rows);
     prefetcher.add(p.output, y, rows);
     prefetcher.schedule(window_sums_per_row(layout), range.end - range.begin);
-    const WeightedRows<T> weighted_values = weighted_rows(layout, logits, value_rows, range);
+    const WeightedRows<T> weighted_values = weighted_rows(layout, logits, value_rows);
     T* output_rows[QUERY_ROWS];
     outputs.row_pointers(y, rows, layout.margin, output_rows);
 
@@ -286,7 +266,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
                 for (int n = 0; n < N; ++n) sum[r][n] *= inverse_sum[r];
               writer.write(sum);
             };
-            window_sums<R, N>(weighted_values, layout.margin + x0 + v * L - radius + c * layout.stride,
+            window_sums<R, N>(weighted_values, range, layout.margin + x0 + v * L - radius + c * layout.stride,
                               v * QUERY_ROWS * area * L, finish, &prefetcher.next());
           }
         });
@@ -339,17 +319,15 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
   const int64_t k = layout.k, radius = layout.radius, half = layout.depth / 2, area = k * k;
-  const int64_t ring_rows = kv_rows(k);
-  Ring<T> keys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
-               layout.row_size()};
-  Ring<T> values{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
-  Ring<T> dkeys{has_key ? scratch.allocate(ring_rows * layout.row_size()) : nullptr, ring_rows,
-                layout.row_size()};
-  Ring<T> dvalues{scratch.allocate(ring_rows * layout.row_size()), ring_rows, layout.row_size()};
-  const Ring<T> queries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
-  const Ring<T> doutputs{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
-  const Ring<T> dqueries{scratch.allocate(QUERY_ROWS * layout.row_size()), QUERY_ROWS, layout.row_size()};
-  T* discarded = scratch.allocate(layout.row_size());  // takes the gradients of rows of other bands
+  const int64_t ring_rows = kv_rows(k), row_size = layout.row_size();
+  Ring<T> keys{has_key ? scratch.allocate(ring_rows * row_size) : nullptr, ring_rows, row_size};
+  Ring<T> values{scratch.allocate(ring_rows * row_size), ring_rows, row_size};
+  Ring<T> dkeys{has_key ? scratch.allocate(ring_rows * row_size) : nullptr, ring_rows, row_size};
+  Ring<T> dvalues{scratch.allocate(ring_rows * row_size), ring_rows, row_size};
+  const Ring<T> queries{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
+  const Ring<T> doutputs{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
+  const Ring<T> dqueries{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
+  T* discarded = scratch.allocate(row_size);  // takes the gradients of rows of other bands
   // P and dS of the query rows, [query row][neighbour][pixel], each at its neighbour's pixel.
   T* weight_rows = scratch.allocate(QUERY_ROWS * layout.window_row_size());
   T* dlogit_rows = scratch.allocate(QUERY_ROWS * layout.window_row_size());
@@ -382,8 +360,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
         for (int64_t n = 0; n < ring_rows; n += QUERY_ROWS) {
           if (top + n + QUERY_ROWS <= band.first || top + n >= band.last) continue;
           const WeightedRows<T> weighted{rows, k, layout.stride, window_rows + layout.margin + n * row_step,
-                                         row_step, layout.window_row_size() - row_step, layout.stride, 0,
-                                         QUERY_ROWS};
+                                         row_step, layout.window_row_size() - row_step, layout.stride};
           dispatch_row_offsets(n, k, [&](auto low, auto high) {
             scatter_add<low.value, high.value, count.value>(weighted, x0, c * layout.stride, to + n, vectors);
           });
@@ -406,8 +383,8 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
     pack(p.query, p, layout, band, y, rows, T(p.scale * LOG2_E), queries);
     pack(p.doutput, p, layout, band, y, rows, T(1), doutputs);
     for (; next < end; ++next) {
-      if (has_key) clear(dkeys.row(next), layout.row_size());
-      clear(dvalues.row(next), layout.row_size());
+      if (has_key) clear(dkeys.row(next), row_size);
+      clear(dvalues.row(next), row_size);
     }
     const RowRange range(layout, y, rows);
     if (has_key) range.row_pointers(keys, key_rows);
@@ -416,7 +393,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const T* from = lse_row<T>(p, band, y + r);
       for (int64_t x = 0; x < layout.width; ++x) lse[r * layout.stride + x] = from[x * p.dilation];
     }
-    const WeightedRows<T> weighted_keys = weighted_rows(layout, dlogits, key_rows, range);
+    const WeightedRows<T> weighted_keys = weighted_rows(layout, dlogits, key_rows);
     T* dquery_rows[QUERY_ROWS];
     dqueries.row_pointers(y, rows, layout.margin, dquery_rows);
 
@@ -470,7 +447,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
               writer.write(dq);
             };
             if (has_key) {
-              window_sums<R, N>(weighted_keys, layout.margin + x - radius + c * layout.stride,
+              window_sums<R, N>(weighted_keys, range, layout.margin + x - radius + c * layout.stride,
                                 v * QUERY_ROWS * area * L, finish);
             } else {
               V dq[R][N]{};
@@ -481,9 +458,10 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       });
     });
     for (int64_t r = rows; r < QUERY_ROWS; ++r) {  // query rows below the map add nothing
-      clear(queries.row(y + r), layout.row_size());
-      clear(doutputs.row(y + r), layout.row_size());
+      clear(doutputs.row(y + r), row_size);
       clear(weight_rows + r * layout.window_row_size(), layout.window_row_size());
+      if (!has_key) continue;
+      clear(queries.row(y + r), row_size);
       clear(dlogit_rows + r * layout.window_row_size(), layout.window_row_size());
     }
     if (has_key) scatter_query_rows(y, dlogit_rows, queries, dkeys);
@@ -497,7 +475,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
       const int64_t r = row - y;
       const T* q = queries.row(row) + layout.margin;
       for (int64_t c = 0; c < layout.depth; ++c)
-        by_neighbours<9>(k, [&](auto count, int64_t j) {
+        by_neighbours<MAX_NEIGHBOURS_OF_ONE_ROW>(k, [&](auto count, int64_t j) {
           relative_bias_dtable<count.value>(q + c * layout.stride,
                                             (c < half ? dbias_row : dbias_col) + (r * k + j) * layout.stride,
                                             layout.padded_width, layout.stride, table_sums + c * k + j);

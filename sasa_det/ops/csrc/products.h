@@ -15,8 +15,10 @@
 namespace sasa {
 namespace {
 
-// Neighbours in a row, and channels, whose sums for QUERY_ROWS rows stay in registers.
-constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? 9 : 4;
+// Neighbours in a row of the window whose sums stay in registers, for a single query row.
+constexpr int MAX_NEIGHBOURS_OF_ONE_ROW = 9;
+// Neighbours, and channels, whose sums for QUERY_ROWS query rows stay in registers.
+constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? MAX_NEIGHBOURS_OF_ONE_ROW : 4;
 constexpr int MAX_CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
 // Vectors of a tile: neighbouring pixels that are computed before the next row or channels are loaded.
 constexpr int TILE_VECTORS = 128 / VECTOR_BYTES;
@@ -30,9 +32,10 @@ struct Constant {
 // Call fn with the neighbours of a row, MOST at once at most: how many, as a constant, and the first.
 template <int MOST = MAX_NEIGHBOURS, typename F>
 inline void by_neighbours(int64_t k, const F& fn) {
+  static_assert(MOST == 4 || MOST == MAX_NEIGHBOURS_OF_ONE_ROW, "the cases below are for these");
   int64_t j = 0;
-  if constexpr (MOST >= 9) {
-    if (k == 9) return fn(Constant<9>(), j);
+  if constexpr (MOST > 4) {
+    if (k == MOST) return fn(Constant<MOST>(), j);
     for (; j + 7 <= k; j += 7) fn(Constant<7>(), j);
     if (j + 5 <= k) fn(Constant<5>(), j), j += 5;
   }
@@ -199,7 +202,6 @@ struct WeightedRows {
   // The weight of target row 0, source row 0 and its first neighbour, and the distances to the next of each.
   const T* weights;
   int64_t target_stride, source_stride, neighbour_stride;
-  int64_t begin, end;  // of the source rows, those in the map
 };
 
 // Add source row s to sum[t][n], for the target rows t from FIRST to LAST.
@@ -225,22 +227,23 @@ inline __attribute__((always_inline)) void add_source_row(const WeightedRows<T>&
 }
 
 // sum[t][n] = sum over s, j of weights[s][t][j] * rows[s][n] shifted by j pixels, for R query rows t,
-// N channels n and one vector of pixels. s runs over the rows of K or V in the window of query row t.
+// N channels n and one vector of pixels. s runs over the rows of K or V that are in the window of query row t
+// and in the map.
 // finish(sum) takes the sums. It is a copy: stores may alias what is behind a reference.
 // Rows are added one by one, so that the bits do not depend on which query rows are computed together.
 template <int R, int N, typename T, typename Finish>
-__attribute__((noinline)) void window_sums(const WeightedRows<T>& weighted, int64_t offset,
-                                           int64_t weight_offset, Finish finish,
+__attribute__((noinline)) void window_sums(const WeightedRows<T>& weighted, const RowRange& range,
+                                           int64_t offset, int64_t weight_offset, Finish finish,
                                            Prefetcher::Cursor* prefetch = nullptr) {
   Vec<T> sum[R][N]{};
   const int64_t k = weighted.k;
-  int64_t s = weighted.begin;
+  int64_t s = range.begin;
   const T* weights = weighted.weights + weight_offset + s * weighted.source_stride;
   Prefetcher::Cursor cursor;
   if (prefetch) cursor = *prefetch;
   // Add the source rows before `bound`, which are in the windows of the query rows `first` to `last`.
   const auto add_until = [&](int64_t bound, auto first, auto last) __attribute__((always_inline)) {
-    if (bound > weighted.end) bound = weighted.end;
+    if (bound > range.end) bound = range.end;
     for (; s < bound; ++s, weights += weighted.source_stride) {
       cursor.step();
       add_source_row<first.value, last.value>(weighted, s, offset, weights, sum);

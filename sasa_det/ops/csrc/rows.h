@@ -147,6 +147,26 @@ struct Ring {
   }
 };
 
+// The rows of K and V in the windows of some query rows, counted from `top`. Those in [begin, end) are in the
+// map.
+struct RowRange {
+  int64_t top, begin, end;
+
+  template <typename T>
+  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(y - layout.radius) {
+    const int64_t below = layout.height - top, all = layout.k + rows - 1;
+    begin = top < 0 ? -top : 0;
+    end = below < all ? below : all;
+  }
+  bool has(int64_t u) const { return u >= begin && u < end; }
+
+  // Pointers to those in the map.
+  template <typename T>
+  void row_pointers(const Ring<T>& ring, const T** to) const {
+    ring.row_pointers(top + begin, end - begin, 0, to + begin);
+  }
+};
+
 // Offset in a map of the first channel and pixel of row y of a band's phase, in elements.
 inline int64_t map_offset(const Map& map, const Problem& p, const Band& band, int64_t y) {
   return band.image * map.batch + band.head * p.depth * map.channel +
