@@ -9,7 +9,7 @@
 // Loads limit these loops, not multiply-adds. The neighbours of a vector of pixels are unaligned vectors, and
 // those that straddle two cache lines count twice. So each vector of K or V is loaded once for all query rows.
 // And it is loaded for a whole tile of pixels, while it is in the first-level cache.
-
+#pragma once
 #include "rows.h"
 
 namespace sasa {

@@ -1,6 +1,6 @@
 // Packed rows of one head: how they are laid out, how they come out of a map and go back, and how they are
 // prefetched. Strides, memory formats, types, dilation and borders end here.
-
+#pragma once
 #include "vectors.h"
 
 namespace sasa {

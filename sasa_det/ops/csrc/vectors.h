@@ -1,4 +1,5 @@
 // Vectors of pixels, their powers of two and logarithms, and the types in which maps are stored.
+#pragma once
 
 namespace sasa {
 namespace {
