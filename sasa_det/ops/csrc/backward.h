@@ -1,4 +1,4 @@
-// The backward of one band: dQ, dK, dV and its partial of the gradient of the tables. The softmax is in
+// The backward of one band: dQ, dK, dV and what it adds to the gradient of the tables. The softmax is in
 // softmax_backward.
 #pragma once
 #include "logits.h"
@@ -6,7 +6,7 @@
 namespace sasa {
 namespace {
 
-// The band's partial of the gradient of the tables, for one block.
+// The sum over one block of the gradient of the tables, in the band's partial.
 template <typename T>
 inline T* dtables_of(const Problem& p, const Band& band, int64_t block) {
   const int64_t partial = (band.image * p.heads + band.head) * table_partials(p) + band.partial;
@@ -145,9 +145,9 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
     dispatch_rows(rows, [&](auto row_count) {
       constexpr int R = row_count.value;
       by_tiles(layout, [&](int64_t x0, int64_t vectors) {
-        const T *q[R], *dout[R];
+        const T *q[R], *doutput[R];
         queries.row_pointers(y, R, layout.margin + x0, q);
-        doutputs.row_pointers(y, R, layout.margin + x0, dout);
+        doutputs.row_pointers(y, R, layout.margin + x0, doutput);
         // S = Q K^T + bias, as in the forward.
         compute_logits<R>(p, layout, tables, x0, vectors, q, key_rows, range, logits);
         // dP = dO V^T. Out of the map V is zero, and so is dP. The bias of dlogits is never written, and zero.
@@ -155,7 +155,7 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
           for (int64_t i = 0; i < k; ++i)
             for (int64_t v = 0; !range.has(r + i) && v < vectors; ++v)
               clear(reinterpret_cast<T*>(dlogits.data + (v * QUERY_ROWS + r) * area + i * k), k * L);
-        window_dots<R, T>(layout, dout, value_rows, range, layout.margin + x0 - radius, dlogits.bias,
+        window_dots<R, T>(layout, doutput, value_rows, range, layout.margin + x0 - radius, dlogits.bias,
                           dlogits.data, nullptr, vectors);
         // P, dS, and dbias.
         for (int64_t v = 0; v < vectors; ++v)
@@ -231,9 +231,9 @@ void backward_band(const Problem& p, const Band& band, void* memory) {
                                             layout.padded_width, layout.stride, table_sums + c * k + j);
         });
       if ((row + 1) % BLOCK_ROWS == 0 || row + 1 == layout.height) {  // the block is complete
-        T* partial = dtables_of<T>(p, band, row / BLOCK_ROWS);
+        T* block_sum = dtables_of<T>(p, band, row / BLOCK_ROWS);
         for (int64_t n = 0; n < layout.depth * k; ++n) {
-          partial[n] += sum_lanes<T>(table_sums[n]) * T(LN_2);
+          block_sum[n] += sum_lanes<T>(table_sums[n]) * T(LN_2);
           table_sums[n] = V{};
         }
       }

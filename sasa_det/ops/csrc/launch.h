@@ -175,13 +175,13 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
 // numbers ATen's operators would take as long as the kernels on a small map.
 template <typename T>
 void sum_partials(const Problem& p, T* row, T* col) {
-  const int64_t count = p.depth * p.kernel_size, partials = table_partials(p) * blocks(p);
+  const int64_t count = p.depth * p.kernel_size, block_sums = table_partials(p) * blocks(p);
   std::vector<double> sums(count);
   for (int64_t head = 0; head < p.heads; ++head) {
     for (int64_t image = 0; image < p.batch; ++image) {
-      const T* partial = static_cast<const T*>(p.dtables) + (image * p.heads + head) * partials * count;
-      for (int64_t m = 0; m < partials; ++m, partial += count)
-        for (int64_t n = 0; n < count; ++n) sums[n] += partial[n];
+      const T* block_sum = static_cast<const T*>(p.dtables) + (image * p.heads + head) * block_sums * count;
+      for (int64_t m = 0; m < block_sums; ++m, block_sum += count)
+        for (int64_t n = 0; n < count; ++n) sums[n] += block_sum[n];
     }
     if (!p.rel_head && head + 1 < p.heads) continue;
     std::copy_n(sums.begin(), count / 2, row + head * p.rel_head);
@@ -204,7 +204,7 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
   p.dvalue = as_map(grad_value);
   Tensor dtables;
   if (row) {
-    // No two threads add to the same partial, and the order of all sums is fixed.
+    // No two tasks add to the same block of a partial, and the order of all sums is fixed.
     const int64_t partials = table_partials(p);
     dtables = at::zeros({p.batch, p.heads, partials, blocks(p), p.depth, p.kernel_size}, row->options());
     p.dtables = dtables.data_ptr();
