@@ -86,13 +86,13 @@ inline void window_dots(const Layout<T>& layout, const T* const* a, const T* con
     // The query rows whose windows have row u.
     const int64_t first = u < k ? 0 : u - k + 1, last = u < R ? u : R - 1;
     const T* next = rows[u + 1 < range.end ? u + 1 : u];
-    const Vec<T>* own = bias + first * 2 * k;
+    const Vec<T>* first_bias = bias + first * 2 * k;
     dispatch_rows(last - first + 1, [&](auto count) {
       if constexpr (count.value > R) return;
       // A single query row has registers left. With more sums, fewer of the products wait for the one before.
       constexpr int most = count.value == 1 ? MAX_NEIGHBOURS_OF_ONE_ROW : MAX_NEIGHBOURS;
       by_neighbours<most>(k, [&](auto neighbours, int64_t j) {
-        const Bias<T> start{own + u - first, own + k + j, 2 * k};
+        const Bias<T> start{first_bias + u - first, first_bias + k + j, 2 * k};
         neighbour_dots<count.value, neighbours.value>(a + first, rows[u] + offset + j, next + offset,
                                                       layout.depth, layout.stride, start,
                                                       out + first * k * k + (u - first) * k + j, k,
@@ -145,16 +145,16 @@ inline void compute_logits(const Problem& p, const Layout<T>& layout, const Tabl
   if (inside && !at_sides) return;
   for (int64_t v = 0; v < vectors; ++v)
     for (int64_t r = 0; r < R; ++r) {
-      V* own = logits.data + (v * QUERY_ROWS + r) * area;
+      V* window = logits.data + (v * QUERY_ROWS + r) * area;
       const V* bias = logits.bias + (v * QUERY_ROWS + r) * 2 * k;
       for (int64_t i = 0; i < k; ++i) {
         const bool outside = !range.has(r + i);
         if (!p.key.data || outside)
           for (int64_t j = 0; j < k; ++j)
-            own[i * k + j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[k + j];
-        if (p.mask) mask_sides(layout, x0 + v * L, own + i * k);
+            window[i * k + j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[k + j];
+        if (p.mask) mask_sides(layout, x0 + v * L, window + i * k);
       }
-      logits.max[v * QUERY_ROWS + r] = max_of<T>(own, area);
+      logits.max[v * QUERY_ROWS + r] = max_of<T>(window, area);
     }
 }
 
