@@ -163,12 +163,12 @@ def test_output_may_be_changed_in_place(backend):
 @pytest.mark.parametrize(
     'case',
     [
-        # So many heads that one thread takes whole maps, and more threads take parts. Rows go by three, and
-        # what three windows span has each remainder.
+        # So many heads that one thread takes uncut maps, and more threads take bands. Query rows go by
+        # three, and the rows of keys that their windows cover have each remainder.
         Case(kernel_size=5, num_heads=4, depth=8, batch=1, size=(80, 45)),
         Case(kernel_size=7, num_heads=4, depth=8, batch=1, size=(80, 45), border='mask'),
         Case(kernel_size=9, num_heads=4, depth=6, batch=1, size=(82, 45)),
-        # So many phases that several share their sums of the positions' gradients.
+        # So many phases that several share a partial of the tables' gradients.
         Case(kernel_size=11, num_heads=2, depth=8, batch=1, size=(20, 13), dilation=7),
     ],
     ids=['rows 5', 'rows 7', 'rows 9', 'phases'],

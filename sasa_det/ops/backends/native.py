@@ -1,4 +1,4 @@
-"""Local attention in C++ for the CPU; the kernels are in ``csrc/``, and how they work in ``csrc/kernels.h``."""
+"""Local attention in C++ for the CPU; ``csrc/README.md`` says how the kernels in ``csrc/`` work."""
 
 from typing import Callable, Optional, Tuple
 

@@ -1,5 +1,5 @@
-// The kernels for Python, and for torch's dispatcher, which reaches them on the CPU without Python on the way:
-// a small map takes little longer than that way and back.
+// The extension module for Python, and the op's CPU implementations for torch's dispatcher. The dispatcher
+// calls these without Python, which takes about as long as the kernels on a small map.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/utils/pybind.h>
@@ -13,10 +13,10 @@ namespace {
 
 using at::Tensor;
 using sasa::OptionalTensor;
-// std's, or in torch < 2.5 its own.
+// std::string_view, or c10::string_view in torch < 2.5.
 using StringView = decltype(std::declval<const c10::IValue&>().toStringView());
 
-// Parameters in the order of the schemas in library.py, and, of the same names, arguments.
+// Parameters as in the schemas of torch_library.py, and THE_ arguments of the same names.
 #define INPUTS                                                                            \
   const Tensor &query, const OptionalTensor &key, const Tensor &value,                    \
       const OptionalTensor &rel_row, const OptionalTensor &rel_col
@@ -41,7 +41,7 @@ auto backward(const Tensor& grad, INPUTS, const Tensor& logsumexp, GRAD_MAPS,
   return sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
 }
 
-// How many threads share the work: one where this was built without OpenMP.
+// How many threads share the work; one if this was built without OpenMP.
 int64_t threads() {
   std::atomic<int64_t> count{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { ++count; });
@@ -50,27 +50,28 @@ int64_t threads() {
 
 // ---- For the dispatcher. ----
 
-// The op in Python, which is called where something is to be differentiated, where it is not these kernels that
-// compute, and where something is wrong or is to be said.
+// The op in Python. It is called to record gradients, for other backends, and to raise errors or log a choice.
 struct Python {
   pybind11::object differentiable, forward, backward_into, logs_choices;
 };
 // Never freed: Python may end first.
 Python* python = nullptr;
 
-bool alike(const OptionalTensor& x, const Tensor& query) {
+bool same_type_and_device(const OptionalTensor& x, const Tensor& query) {
   return !x || (x->scalar_type() == query.scalar_type() && x->device() == query.device());
 }
 
 // Whether a tensor may be the gradient of another.
-bool fits(const OptionalTensor& x, const OptionalTensor& of) {
-  return x.has_value() == of.has_value() && (!x || (alike(x, *of) && x->sizes() == of->sizes()));
+bool is_gradient(const OptionalTensor& x, const OptionalTensor& of) {
+  if (x.has_value() != of.has_value()) return false;
+  return !x || (same_type_and_device(x, *of) && x->sizes() == of->sizes());
 }
 
-// Whether these kernels compute, and nothing is to be said.
-bool takes(INPUTS, int64_t kernel_size, StringView backend) {
+// Whether these kernels are to compute it, without an error or a log of the choice.
+bool is_native(INPUTS, int64_t kernel_size, StringView backend) {
   if (kernel_size > sasa::LARGEST_KERNEL) return false;
-  if (!(alike(key, query) && alike(value, query) && alike(rel_row, query) && alike(rel_col, query)))
+  if (!(same_type_and_device(key, query) && same_type_and_device(value, query) &&
+        same_type_and_device(rel_row, query) && same_type_and_device(rel_col, query)))
     return false;
   if (backend == "native") return true;
   if (backend != "auto") return false;
@@ -79,18 +80,19 @@ bool takes(INPUTS, int64_t kernel_size, StringView backend) {
 }
 
 std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
-  if (takes(THE_INPUTS, kernel_size, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  if (is_native(THE_INPUTS, kernel_size, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
   const pybind11::gil_scoped_acquire gil;
   return python->forward(THE_INPUTS, OPTIONS_FOR_PYTHON).cast<std::tuple<Tensor, Tensor>>();
 }
 
-// Whether anything is to be differentiated, backward or forward.
-bool learns(const OptionalTensor& x) {
+// Whether a derivative with respect to x is wanted, in reverse or forward mode.
+bool is_differentiated(const OptionalTensor& x) {
   return x && ((at::GradMode::is_enabled() && x->requires_grad()) || x->_fw_grad(0).defined());
 }
 
 std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), StringView backend) {
-  if (learns(query) || learns(key) || learns(value) || learns(rel_row) || learns(rel_col)) {
+  if (is_differentiated(query) || is_differentiated(key) || is_differentiated(value) ||
+      is_differentiated(rel_row) || is_differentiated(rel_col)) {
     const pybind11::gil_scoped_acquire gil;
     return python->differentiable(THE_INPUTS, OPTIONS_FOR_PYTHON)
         .cast<std::tuple<Tensor, Tensor>>();
@@ -102,18 +104,18 @@ std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), StringView b
   return op.call(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend);
 }
 
-// A schema cannot say that a tensor is optional in a result.
-Tensor some(const OptionalTensor& x, const Tensor& query) {
+// A schema cannot say that a result is optional: an empty tensor stands for none.
+Tensor or_empty(const OptionalTensor& x, const Tensor& query) {
   return x ? *x : at::empty({0}, query.options());
 }
 
 std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Tensor& logsumexp,
                                             GRAD_MAPS, OPTIONS(StringView), StringView backend) {
-  if (fits(grad, query) && fits(grad_query, query) && fits(grad_key, key) &&
-      fits(grad_value, value) && takes(THE_INPUTS, kernel_size, backend)) {
+  if (is_gradient(grad, query) && is_gradient(grad_query, query) && is_gradient(grad_key, key) &&
+      is_gradient(grad_value, value) && is_native(THE_INPUTS, kernel_size, backend)) {
     const auto [row, col] =
         sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
-    return {some(row, query), some(col, query)};
+    return {or_empty(row, query), or_empty(col, query)};
   }
   const pybind11::gil_scoped_acquire gil;
   return python->backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, OPTIONS_FOR_PYTHON)
@@ -128,10 +130,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& gra
   const OptionalTensor grad_key = key ? OptionalTensor(sasa::empty_output(*key)) : key;
   const auto [row, col] = op_backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, kernel_size,
                                            num_heads, dilation, border, scale, backend);
-  return {grad_query, some(grad_key, query), grad_value, row, col};
+  return {grad_query, or_empty(grad_key, query), grad_value, row, col};
 }
 
-// Compute for CPU tensors from now on whatever these kernels can, and leave the rest to Python.
+// Register the op's CPU implementations: these kernels where they can compute it, else the op in Python.
 void take_over(pybind11::object differentiable, pybind11::object forward,
                pybind11::object backward_into, pybind11::object logs_choices) {
   const bool anew = !python;

@@ -1,4 +1,4 @@
-// Tensors in, bands of rows out to torch's threads, tensors out.
+// From tensors to bands, which torch's threads share, and back to tensors.
 #pragma once
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
@@ -24,10 +24,10 @@
 namespace sasa {
 
 using at::Tensor;
-// std's, or in torch < 2.5 its own.
+// std::optional, or c10::optional in torch < 2.5.
 using OptionalTensor = decltype(std::declval<const c10::IValue&>().toOptional<Tensor>());
 
-// What is not a map; see local_attention.py.
+// The arguments that are no tensors, as local_attention.py documents them.
 struct Options {
   int64_t kernel_size, num_heads, dilation;
   bool mask;
@@ -35,7 +35,7 @@ struct Options {
 };
 
 inline const Kernels& kernels() {
-  // torch's own choice, which ATEN_CPU_CAPABILITY lowers.
+  // What torch found the CPU to have, unless the environment's ATEN_CPU_CAPABILITY says less.
   static const std::string capability = at::get_cpu_capability();
 #if defined(__x86_64__)
   if (capability == "AVX512") return kernels_avx512();
@@ -44,13 +44,13 @@ inline const Kernels& kernels() {
   return kernels_default();
 }
 
-// ---- What is allocated. ----
+// ---- Results. ----
 
-// Ask Linux to back a new tensor, to which nothing was written yet, by huge pages; see pages.py.
+// Ask Linux for huge pages for a tensor that nothing was written to yet; huge_pages.py says why.
 inline void ask_for_huge_pages(const Tensor& x) {
 #if defined(__linux__)
-  // As large as a huge page of x86 and of most of arm64's kernels. A tensor of less than two comes from memory
-  // that was used before, as a rule.
+  // Bytes of a huge page on x86 and on most arm64 kernels. A tensor of less than two mostly comes from memory
+  // that was used before, and has its pages already.
   constexpr uintptr_t huge = uintptr_t(1) << 21;
   if (x.nbytes() < 2 * huge) return;
   const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
@@ -59,7 +59,7 @@ inline void ask_for_huge_pages(const Tensor& x) {
 #endif
 }
 
-// As geometry.py's.
+// As empty_output in window.py.
 inline Tensor empty_output(const Tensor& like) {
   const bool last = !like.is_contiguous() && like.stride(1) == 1;
   Tensor output = at::empty_like(
@@ -68,7 +68,7 @@ inline Tensor empty_output(const Tensor& like) {
   return output;
 }
 
-// Of softmax and sums.
+// The type of the softmax and of all sums.
 inline at::ScalarType compute_type(const Tensor& query) {
   return query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
@@ -78,7 +78,7 @@ inline OptionalTensor as_table(const OptionalTensor& x, const Tensor& query) {
   return x->to(compute_type(query)).contiguous();
 }
 
-// ---- What the kernels are told. ----
+// ---- The problem. ----
 
 inline Map as_map(const Tensor& x) {
   return {x.data_ptr(), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
@@ -94,7 +94,7 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   p.height = query.size(2);
   p.width = query.size(3);
   p.kernel_size = options.kernel_size;
-  // All that are larger see the centre alone. An empty map has none.
+  // With any larger dilation a window has its centre alone in the map. An empty map has no edge to take.
   p.dilation = std::max<int64_t>(1, std::min(options.dilation, std::max(p.height, p.width)));
   p.mask = options.mask;
   p.scale = options.scale;
@@ -108,9 +108,10 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   p.query = as_map(query);
   if (key) p.key = as_map(*key);
   p.value = as_map(value);
-  p.logsumexp = logsumexp.data_ptr();
+  p.lse = logsumexp.data_ptr();
   if (rel_row) {
-    TORCH_CHECK(rel_row->sizes() == rel_col->sizes(), "rel_row is ", rel_row->sizes(), ", rel_col ", rel_col->sizes());
+    TORCH_CHECK(rel_row->sizes() == rel_col->sizes(), "rel_row is ", rel_row->sizes(), ", rel_col ",
+                rel_col->sizes());
     p.rel_row = rel_row->data_ptr();
     p.rel_col = rel_col->data_ptr();
     p.rel_head = rel_row->size(0) == 1 ? 0 : p.depth / 2 * p.kernel_size;
@@ -118,38 +119,44 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   return p;
 }
 
-// Cut the map into enough pieces to keep every thread busy, of no fewer than `least` blocks of TABLE_ROWS rows, since
-// neighbouring bands pack (and in the backward recompute) a radius of the same rows. A piece is the bands of a group
-// of phases, whose order is fixed, as they add to the same partial sums. The result does not depend on the pieces.
+// Cut each phase into bands, compute them on torch's threads, and let the result not depend on the cuts.
+//
+// There are enough bands to keep every thread busy, but of at least min_blocks blocks. Neighbouring bands pack
+// a radius of the same rows, and in the backward recompute them.
+// A task is a band of each phase of one partial: their order is fixed, as they add to the same sums. Without
+// tables every phase is a task of its own.
 template <typename Run>
-void run_bands(const Problem& p, int64_t least, bool backward, const Run& run) {
+void run_bands(const Problem& p, int64_t min_blocks, bool backward, const Run& run) {
   constexpr int64_t alignment = 64;
-  const int64_t across = phases(p, p.width), all = phases(p, p.height) * across;
-  const int64_t groups = p.table_grads ? table_groups(p) : all, whole = p.batch * p.heads * groups;
-  if (whole == 0) return;
-  const int64_t wanted = (4 * at::get_num_threads() + whole - 1) / whole;
-  const int64_t pieces = std::max<int64_t>(1, std::min(wanted, blocks(p) / least));
+  const int64_t phase_cols = phases(p, p.width), all_phases = phases(p, p.height) * phase_cols;
+  const int64_t partials = p.dtables ? table_partials(p) : all_phases;
+  const int64_t uncut_tasks = p.batch * p.heads * partials;
+  if (uncut_tasks == 0) return;
+  const int64_t wanted = (4 * at::get_num_threads() + uncut_tasks - 1) / uncut_tasks;
+  const int64_t cuts = std::max<int64_t>(1, std::min(wanted, blocks(p) / min_blocks));  // bands of a phase
   const int64_t bytes = kernels().scratch(p, backward) + alignment;
-  at::parallel_for(0, whole * pieces, 1, [&](int64_t first, int64_t last) {
+  at::parallel_for(0, uncut_tasks * cuts, 1, [&](int64_t first_task, int64_t end_task) {
     const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
     const auto address = reinterpret_cast<uintptr_t>(memory.get());
     void* aligned = memory.get() + (alignment - address % alignment) % alignment;
-    for (int64_t n = first; n < last; ++n) {
-      const int64_t map = n / pieces / groups, group = n / pieces % groups, piece = n % pieces;
-      const int64_t top = blocks(p) * piece / pieces * TABLE_ROWS;
-      const int64_t end = blocks(p) * (piece + 1) / pieces * TABLE_ROWS;
-      for (int64_t phase = all * group / groups; phase < all * (group + 1) / groups; ++phase) {
-        const int64_t row = phase / across, height = at_phase(p, p.height, row);
-        const Band band{map / p.heads, map % p.heads, row, phase % across, top, std::min(end, height), group};
+    for (int64_t task = first_task; task < end_task; ++task) {
+      const int64_t image_head = task / cuts / partials, partial = task / cuts % partials, cut = task % cuts;
+      const int64_t image = image_head / p.heads, head = image_head % p.heads;
+      const int64_t first = blocks(p) * cut / cuts * BLOCK_ROWS;
+      const int64_t last = blocks(p) * (cut + 1) / cuts * BLOCK_ROWS;
+      const int64_t end_phase = all_phases * (partial + 1) / partials;
+      for (int64_t phase = all_phases * partial / partials; phase < end_phase; ++phase) {
+        const int64_t row = phase / phase_cols, height = size_at_phase(p, p.height, row);
+        const Band band{image, head, row, phase % phase_cols, first, std::min(last, height), partial};
         if (band.first < band.last) run(p, band, aligned);
       }
     }
   });
 }
 
-// ---- What is computed. ----
+// ---- Forward and backward. ----
 
-// Return the output and the log-sum-exp, in units of log 2.
+// Return O and the log-sum-exp in units of log 2.
 inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTensor& key,
                                           const Tensor& value, const OptionalTensor& rel_row,
                                           const OptionalTensor& rel_col, const Options& options) {
@@ -164,17 +171,17 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
   return {output, logsumexp};
 }
 
-// Add up the partial gradients of the positions, in double, for one head or for all that share them. Such few
-// numbers take ATen's operators as long as a small map takes the kernels.
+// Sum the partials of the tables' gradients in double, for each head or for all that share a table. On so few
+// numbers ATen's operators would take as long as the kernels on a small map.
 template <typename T>
-void add_up(const Problem& p, T* row, T* col) {
-  const int64_t count = p.depth * p.kernel_size, parts = table_groups(p) * blocks(p);
+void sum_partials(const Problem& p, T* row, T* col) {
+  const int64_t count = p.depth * p.kernel_size, block_sums = table_partials(p) * blocks(p);
   std::vector<double> sums(count);
   for (int64_t head = 0; head < p.heads; ++head) {
     for (int64_t image = 0; image < p.batch; ++image) {
-      const T* part = static_cast<const T*>(p.table_grads) + (image * p.heads + head) * parts * count;
-      for (int64_t m = 0; m < parts; ++m, part += count)
-        for (int64_t n = 0; n < count; ++n) sums[n] += part[n];
+      const T* block_sum = static_cast<const T*>(p.dtables) + (image * p.heads + head) * block_sums * count;
+      for (int64_t m = 0; m < block_sums; ++m, block_sum += count)
+        for (int64_t n = 0; n < count; ++n) sums[n] += block_sum[n];
     }
     if (!p.rel_head && head + 1 < p.heads) continue;
     std::copy_n(sums.begin(), count / 2, row + head * p.rel_head);
@@ -183,7 +190,7 @@ void add_up(const Problem& p, T* row, T* col) {
   }
 }
 
-// Write the gradients of the maps where they are wanted, and return those of the positions.
+// Write dQ, dK and dV into the given maps, and return the gradients of the tables.
 inline std::tuple<OptionalTensor, OptionalTensor> backward(
     const Tensor& grad, const Tensor& query, const OptionalTensor& key, const Tensor& value,
     const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& logsumexp,
@@ -191,22 +198,25 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
     const Options& options) {
   const OptionalTensor row = as_table(rel_row, query), col = as_table(rel_col, query);
   auto p = describe(query, key, value, row, col, logsumexp, options);
-  p.grad = as_map(grad);
-  p.grad_query = as_map(grad_query);
-  if (grad_key) p.grad_key = as_map(*grad_key);
-  p.grad_value = as_map(grad_value);
-  Tensor tables;
+  p.doutput = as_map(grad);
+  p.dquery = as_map(grad_query);
+  if (grad_key) p.dkey = as_map(*grad_key);
+  p.dvalue = as_map(grad_value);
+  Tensor dtables;
   if (row) {
-    // Partial sums, so that threads share none and the order is fixed.
-    tables = at::zeros({p.batch, p.heads, table_groups(p), blocks(p), p.depth, p.kernel_size}, row->options());
-    p.table_grads = tables.data_ptr();
+    // No two tasks add to the same block of a partial, and the order of all sums is fixed.
+    const int64_t partials = table_partials(p);
+    dtables = at::zeros({p.batch, p.heads, partials, blocks(p), p.depth, p.kernel_size}, row->options());
+    p.dtables = dtables.data_ptr();
   }
   run_bands(p, 2, true, kernels().backward);
   if (!row) return {OptionalTensor(), OptionalTensor()};
   const Tensor grad_row = at::empty(rel_row->sizes(), row->options());
   const Tensor grad_col = at::empty(rel_col->sizes(), col->options());
-  if (row->scalar_type() == at::kDouble) add_up(p, grad_row.data_ptr<double>(), grad_col.data_ptr<double>());
-  else add_up(p, grad_row.data_ptr<float>(), grad_col.data_ptr<float>());
+  if (row->scalar_type() == at::kDouble)
+    sum_partials(p, grad_row.data_ptr<double>(), grad_col.data_ptr<double>());
+  else
+    sum_partials(p, grad_row.data_ptr<float>(), grad_col.data_ptr<float>());
   return {grad_row.to(rel_row->scalar_type()), grad_col.to(rel_col->scalar_type())};
 }
 

@@ -1,329 +1,348 @@
-// The products of local attention: of queries with the keys of their windows, and sums over windows.
+// The sums of products, each for up to QUERY_ROWS rows at once:
+//   neighbour_dots         S = Q K^T + bias, and dP = dO V^T
+//   window_sums            O = P V, and dQ = dS K
+//   scatter_add            dV += P^T dO, and dK += dS^T Q
+//   relative_bias          bias from Q and the relative tables
+//   relative_bias_dquery   what the bias adds to dQ
+//   relative_bias_dtable   the gradient of the relative tables
 //
-// Loads limit these loops, not products: a window's shifted vectors are unaligned, and many count twice. So
-// GROUP rows of queries advance together, every vector of a key or a value that is loaded serves all of them,
-// and what is loaded serves a whole tile of pixels while it is in the first cache.
-
+// Loads limit these loops, not multiply-adds. The neighbours of a vector of pixels are unaligned vectors, and
+// those that straddle two cache lines count twice. So each vector of K or V is loaded once for all query rows.
+// And it is loaded for a whole tile of pixels, while it is in the first-level cache.
+#pragma once
 #include "rows.h"
 
 namespace sasa {
 namespace {
 
-// Neighbours in a row, and channels, of which GROUP times as many sums stay in registers.
-constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? 9 : 4;
+// Neighbours in a row of the window whose sums stay in registers, for a single query row.
+constexpr int MAX_NEIGHBOURS_OF_ONE_ROW = 9;
+// Neighbours, and channels, whose sums for QUERY_ROWS query rows stay in registers.
+constexpr int MAX_NEIGHBOURS = VECTOR_REGISTERS >= 32 ? MAX_NEIGHBOURS_OF_ONE_ROW : 4;
 constexpr int MAX_CHANNELS = VECTOR_REGISTERS >= 32 ? 8 : 4;
-// Vectors of pixels that are computed in turn before the next row, or the next channels, are touched.
-constexpr int TILE = 128 / VECTOR_BYTES;
+// Vectors of a tile: neighbouring pixels that are computed before the next row or channels are loaded.
+constexpr int TILE_VECTORS = 128 / VECTOR_BYTES;
 
+// A number that is known at compile time, as an argument.
 template <int N>
-struct Count {
+struct Constant {
   static constexpr int value = N;
 };
 
-// Call fn with the number of neighbours as a compile-time constant, k at once or in pieces, of MOST at the most.
+// Call fn with the neighbours of a row, MOST at once at most: how many, as a constant, and the first.
 template <int MOST = MAX_NEIGHBOURS, typename F>
-inline void in_pieces(int64_t k, const F& fn) {
-  int64_t n = 0;
-  if constexpr (MOST >= 9) {
-    if (k == 9) return fn(Count<9>(), n);
-    for (; n + 7 <= k; n += 7) fn(Count<7>(), n);
-    if (n + 5 <= k) fn(Count<5>(), n), n += 5;
+inline void by_neighbours(int64_t k, const F& fn) {
+  static_assert(MOST == 4 || MOST == MAX_NEIGHBOURS_OF_ONE_ROW, "the cases below are for these");
+  int64_t j = 0;
+  if constexpr (MOST > 4) {
+    if (k == MOST) return fn(Constant<MOST>(), j);
+    for (; j + 7 <= k; j += 7) fn(Constant<7>(), j);
+    if (j + 5 <= k) fn(Constant<5>(), j), j += 5;
   }
-  for (; n + 4 <= k; n += 4) fn(Count<4>(), n);
-  switch (k - n) {
-    case 3: return fn(Count<3>(), n);
-    case 2: return fn(Count<2>(), n);
-    case 1: return fn(Count<1>(), n);
+  for (; j + 4 <= k; j += 4) fn(Constant<4>(), j);
+  switch (k - j) {
+    case 3: return fn(Constant<3>(), j);
+    case 2: return fn(Constant<2>(), j);
+    case 1: return fn(Constant<1>(), j);
   }
 }
 
-// Call fn with a number of channels as a compile-time constant.
+// Call fn with the channels of a head, MAX_CHANNELS at once at most: how many, as a constant, and the first.
 template <typename F>
 inline void by_channels(int64_t depth, const F& fn) {
   int64_t c = 0;
-  for (; c + MAX_CHANNELS <= depth; c += MAX_CHANNELS) fn(Count<MAX_CHANNELS>(), c);
-  for (; c + 2 <= depth; c += 2) fn(Count<2>(), c);
-  for (; c < depth; ++c) fn(Count<1>(), c);
+  for (; c + MAX_CHANNELS <= depth; c += MAX_CHANNELS) fn(Constant<MAX_CHANNELS>(), c);
+  for (; c + 2 <= depth; c += 2) fn(Constant<2>(), c);
+  for (; c < depth; ++c) fn(Constant<1>(), c);
 }
 
-// Call fn with the first pixel of each tile of a row and the number of its vectors.
+// Call fn with the tiles of a row: the first pixel, and how many vectors.
 template <typename T, typename F>
-inline void by_tiles(const Layout<T>& at, const F& fn) {
+inline void by_tiles(const Layout<T>& layout, const F& fn) {
   constexpr int64_t L = Vector<T>::lanes;
-  for (int64_t x = 0; x < at.padded; x += TILE * L) {
-    const int64_t left = (at.padded - x) / L;
-    fn(x, left < TILE ? left : TILE);
+  for (int64_t x = 0; x < layout.padded_width; x += TILE_VECTORS * L) {
+    const int64_t left = (layout.padded_width - x) / L;
+    fn(x, left < TILE_VECTORS ? left : TILE_VECTORS);
   }
 }
 
-// Call fn with the number of rows in a group as a compile-time constant.
+// Call fn with a number of query rows as a constant.
 template <typename F>
-inline void as_group(int64_t rows, const F& fn) {
-  static_assert(GROUP == 3, "one case for each number of rows");
+inline void dispatch_rows(int64_t rows, const F& fn) {
+  static_assert(QUERY_ROWS == 3, "one case for each number of rows");
   switch (rows) {
-    case 3: return fn(Count<3>());
-    case 2: return fn(Count<2>());
-    case 1: return fn(Count<1>());
+    case 3: return fn(Constant<3>());
+    case 2: return fn(Constant<2>());
+    case 1: return fn(Constant<1>());
   }
 }
 
-// What logits begin with: the sum of a term of the window's row and one of its column. Window g's begin at
-// g * step; it sees the same row of the map one row further up.
+// The relative bias of a row of K's: one term for that row of the window, and one for each neighbour's column.
+// The pointers are of query row 0, and `step` is the distance to the next query row's terms. The same row of K
+// is one row further up in the next query row's window.
 template <typename T>
 struct Bias {
   const Vec<T>* row;
   const Vec<T>* col;
   int64_t step;
 
-  Vec<T> at(int g, int n) const { return row[g * (step - 1)] + col[g * step + n]; }
+  Vec<T> value(int r, int n) const { return row[r * (step - 1)] + col[r * step + n]; }
 };
 
-// out[g][n] = bias + sum over c of a[g][c] * b[c] shifted by n pixels, for a tile's vectors of pixels, and
-// peak, where there is one, the larger of it and the largest of them. A NaN never becomes the largest. What
-// belongs to the next vector lies GROUP windows, biases or peaks further on. What the next row of the windows
-// will read of b is fetched meanwhile from `soon`.
-template <int G, int N, typename T>
-__attribute__((noinline)) void dots(const T* const* a, const T* b, const T* soon, int64_t depth,
-                                    int64_t stride, Bias<T> bias, Vec<T>* out, int64_t k, Vec<T>* peak,
-                                    int64_t vectors) {
+// out[r][n] = bias + sum over c of a[r][c] * b[c] shifted by n pixels, for R query rows, N neighbours and the
+// vectors of a tile. a is Q or dO, and b a row of K or V.
+// Where max is given, it becomes the larger of itself and these; a NaN never does.
+// From one vector of the tile to the next, out, bias and max advance by those of QUERY_ROWS query rows.
+// `next_b` is the row that the next call will read; it is prefetched.
+template <int R, int N, typename T>
+__attribute__((noinline)) void neighbour_dots(const T* const* a, const T* b, const T* next_b, int64_t depth,
+                                              int64_t stride, Bias<T> bias, Vec<T>* out, int64_t k, Vec<T>* max,
+                                              int64_t vectors) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
-  const int64_t step = k * k - k;
+  const int64_t step = k * k - k;  // from the row of one query row's window to that of the next's
   for (int64_t x = 0; x < vectors; ++x) {
-    V sum[G][N];
+    V sum[R][N];
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) sum[g][n] = bias.at(g, n);
-    const T *from = b + x * L, *next = soon + x * L;
+      for (int n = 0; n < N; ++n) sum[r][n] = bias.value(r, n);
+    const T *from = b + x * L, *next = next_b + x * L;
     for (int64_t c = 0; c < depth; ++c, from += stride, next += stride) {
-      V factor[G];
+      V factor[R];
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) factor[g] = load(a[g] + x * L + c * stride);
+      for (int r = 0; r < R; ++r) factor[r] = load(a[r] + x * L + c * stride);
       __builtin_prefetch(next);
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
         const V shifted = load_once(from + n);
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * shifted;
+        for (int r = 0; r < R; ++r) sum[r][n] += factor[r] * shifted;
       }
     }
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
-      if (!peak) continue;
-      V most = peak[g];
+      for (int n = 0; n < N; ++n) out[r * step + n] = sum[r][n];
+      if (!max) continue;
+      V most = max[r];
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) most = larger<T>(sum[g][n], most);
-      peak[g] = most;
+      for (int n = 0; n < N; ++n) most = max_vec<T>(sum[r][n], most);
+      max[r] = most;
     }
-    out += GROUP * k * k;
-    if (peak) peak += GROUP;
-    bias.row += GROUP * 2 * k, bias.col += GROUP * 2 * k;
+    out += QUERY_ROWS * k * k;
+    if (max) max += QUERY_ROWS;
+    bias.row += QUERY_ROWS * 2 * k, bias.col += QUERY_ROWS * 2 * k;
   }
 }
 
-// out[g * step + n] = sum over c of a[g][c] * table[c][n], for the vector of pixels at the offset.
-template <int G, int N, typename T>
-inline void table_dots(const T* const* a, int64_t offset, const T* table, int64_t depth, int64_t stride,
-                       int64_t k, Vec<T>* out, int64_t step) {
-  Vec<T> sum[G][N];
+// bias[r * step + n] = sum over c of q[r][c] * table[c][n], for one vector of pixels, which begins at `offset`.
+template <int R, int N, typename T>
+inline void relative_bias(const T* const* q, int64_t offset, const T* table, int64_t depth, int64_t stride,
+                          int64_t k, Vec<T>* bias, int64_t step) {
+  Vec<T> sum[R][N];
 #pragma GCC unroll 4
-  for (int g = 0; g < G; ++g)
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[g][n] = Vec<T>{};
+    for (int n = 0; n < N; ++n) sum[r][n] = Vec<T>{};
   for (int64_t c = 0; c < depth; ++c) {
-    Vec<T> factor[G];
+    Vec<T> factor[R];
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) factor[g] = load(a[g] + offset + c * stride);
+    for (int r = 0; r < R; ++r) factor[r] = load(q[r] + offset + c * stride);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n)
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g][n] += factor[g] * table[c * k + n];
+      for (int r = 0; r < R; ++r) sum[r][n] += factor[r] * table[c * k + n];
   }
 #pragma GCC unroll 4
-  for (int g = 0; g < G; ++g)
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) out[g * step + n] = sum[g][n];
+    for (int n = 0; n < N; ++n) bias[r * step + n] = sum[r][n];
 }
 
-// sum[g][n] += sum over t of table[n][t] * by[g][t], for the channels from first, with which the table begins, to
-// before end.
-template <int G, int N, typename T>
-inline __attribute__((always_inline)) void add_table(const T* table, const T* by, int64_t k, int64_t stride, int first,
-                                                     int end, Vec<T> (&sum)[G][N]) {
-  for (int64_t t = 0; t < k; ++t) {
-    Vec<T> weight[G];
+// dq[r][c] += sum over j of table[c][j] * dbias[r][j], for the channels c in [first, end). The table begins
+// with channel `first`.
+template <int R, int N, typename T>
+inline __attribute__((always_inline)) void relative_bias_dquery(const T* table, const T* dbias, int64_t k,
+                                                                int64_t stride, int first, int end,
+                                                                Vec<T> (&dq)[R][N]) {
+  for (int64_t j = 0; j < k; ++j) {
+    Vec<T> factor[R];
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) weight[g] = load(by + (g * k + t) * stride);
+    for (int r = 0; r < R; ++r) factor[r] = load(dbias + (r * k + j) * stride);
 #pragma GCC unroll 16
-    for (int n = first; n < end; ++n)
+    for (int c = first; c < end; ++c)
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) sum[g][n] += table[(n - first) * k + t] * weight[g];
+      for (int r = 0; r < R; ++r) dq[r][c] += table[(c - first) * k + j] * factor[r];
   }
 }
 
-// out[n] += sum over pixels of a * b[n], lane by lane.
+// dtable[n] += sum over the pixels of a row of q * dbias[n], lane by lane.
 template <int N, typename T>
-inline void row_dots(const T* a, const T* b, int64_t padded, int64_t stride, Vec<T>* out) {
+inline void relative_bias_dtable(const T* q, const T* dbias, int64_t padded_width, int64_t stride,
+                                 Vec<T>* dtable) {
   Vec<T> sum[N];
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) sum[n] = out[n];
-  for (int64_t x = 0; x < padded; x += Vector<T>::lanes) {
-    const Vec<T> factor = load(a + x);
+  for (int n = 0; n < N; ++n) sum[n] = dtable[n];
+  for (int64_t x = 0; x < padded_width; x += Vector<T>::lanes) {
+    const Vec<T> factor = load(q + x);
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) sum[n] += factor * load(b + n * stride + x);
+    for (int n = 0; n < N; ++n) sum[n] += factor * load(dbias + n * stride + x);
   }
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) out[n] = sum[n];
+  for (int n = 0; n < N; ++n) dtable[n] = sum[n];
 }
 
-// What the sums of a group run over: rows of a map, and for each the weights of each sum.
+// Source rows, and the weights by which they are summed into target rows. In window_sums rows of K or V are
+// summed into query rows; in scatter_add it is the other way round.
 template <typename T>
-struct Span {
-  const T* const* rows;  // [s]
+struct WeightedRows {
+  const T* const* rows;  // [source]
   int64_t k, stride;
-  // Of sum 0, row 0 and its first neighbour, and how far it is to the next of each.
+  // The weight of target row 0, source row 0 and its first neighbour, and the distances to the next of each.
   const T* weights;
-  int64_t next_sum, next_row, next_neighbour;
-  int64_t begin, end;  // of the rows, those that lie in the map
+  int64_t target_stride, source_stride, neighbour_stride;
 };
 
-// Add to sum[g][n] row s of a span, for the sums FIRST to LAST.
-template <int FIRST, int LAST, int G, int N, typename T>
-inline __attribute__((always_inline)) void add_row(const Span<T>& span, int64_t s, int64_t offset,
-                                                   const T* weights, Vec<T> (&sum)[G][N]) {
-  const T* row = span.rows[s] + offset;
-  // What the next channels will read of it.
+// Add source row s to sum[t][n], for the target rows t from FIRST to LAST.
+template <int FIRST, int LAST, int R, int N, typename T>
+inline __attribute__((always_inline)) void add_source_row(const WeightedRows<T>& weighted, int64_t s,
+                                                          int64_t offset, const T* weights,
+                                                          Vec<T> (&sum)[R][N]) {
+  const T* row = weighted.rows[s] + offset;
+  // The next call for this row will read the channels after these.
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) __builtin_prefetch(row + (N + n) * span.stride);
-  for (int64_t j = 0; j < span.k; ++j, weights += span.next_neighbour) {
-    Vec<T> weight[G];
+  for (int n = 0; n < N; ++n) __builtin_prefetch(row + (N + n) * weighted.stride);
+  for (int64_t j = 0; j < weighted.k; ++j, weights += weighted.neighbour_stride) {
+    Vec<T> weight[R];
 #pragma GCC unroll 4
-    for (int g = FIRST; g <= LAST; ++g) weight[g] = load(weights + g * span.next_sum);
+    for (int t = FIRST; t <= LAST; ++t) weight[t] = load(weights + t * weighted.target_stride);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) {
-      const Vec<T> shifted = load_once(row + n * span.stride + j);
+      const Vec<T> shifted = load_once(row + n * weighted.stride + j);
 #pragma GCC unroll 4
-      for (int g = FIRST; g <= LAST; ++g) sum[g][n] += weight[g] * shifted;
+      for (int t = FIRST; t <= LAST; ++t) sum[t][n] += weight[t] * shifted;
     }
   }
 }
 
-// Sums over the windows of a group, for one vector of pixels and N channels, which are handed to use(sum):
-// sum[g][n] = sum over s, j of weights[s][g][j] * rows[s][n] shifted by j pixels, where window g has row s.
-// use is by value, as stores may alias what is captured by reference. Rows are added one by one, so that the bits do
-// not depend on where a group begins. Meanwhile lines of a map are brought in.
-template <int G, int N, typename T, typename Use>
-__attribute__((noinline)) void window_sums(const Span<T>& span, int64_t offset, int64_t weight_offset, Use use,
-                                           Walk* fetching = nullptr) {
-  Vec<T> sum[G][N]{};
-  const int64_t k = span.k;
-  int64_t s = span.begin;
-  const T* weights = span.weights + weight_offset + s * span.next_row;
-  Walk walk;
-  if (fetching) walk = *fetching;
-  // Rows up to a bound, which belong to the sums first to last.
-  const auto until = [&](int64_t bound, auto first, auto last) __attribute__((always_inline)) {
-    if (bound > span.end) bound = span.end;
-    for (; s < bound; ++s, weights += span.next_row) {
-      walk.go_on();
-      add_row<first.value, last.value>(span, s, offset, weights, sum);
+// sum[t][n] = sum over s, j of weights[s][t][j] * rows[s][n] shifted by j pixels, for R query rows t,
+// N channels n and one vector of pixels. s runs over the rows of K or V that are in the window of query row t
+// and in the map.
+// finish(sum) takes the sums. It is a copy: stores may alias what is behind a reference.
+// Rows are added one by one, so that the bits do not depend on which query rows are computed together.
+template <int R, int N, typename T, typename Finish>
+__attribute__((noinline)) void window_sums(const WeightedRows<T>& weighted, const RowRange& range,
+                                           int64_t offset, int64_t weight_offset, Finish finish,
+                                           Prefetcher::Cursor* prefetch = nullptr) {
+  Vec<T> sum[R][N]{};
+  const int64_t k = weighted.k;
+  int64_t s = range.begin;
+  const T* weights = weighted.weights + weight_offset + s * weighted.source_stride;
+  Prefetcher::Cursor cursor;
+  if (prefetch) cursor = *prefetch;
+  // Add the source rows before `bound`, which are in the windows of the query rows `first` to `last`.
+  const auto add_until = [&](int64_t bound, auto first, auto last) __attribute__((always_inline)) {
+    if (bound > range.end) bound = range.end;
+    for (; s < bound; ++s, weights += weighted.source_stride) {
+      cursor.step();
+      add_source_row<first.value, last.value>(weighted, s, offset, weights, sum);
     }
   };
-  const Count<0> top;
-  const Count<1> middle;
-  const Count<G - 1> bottom;
-  if (k >= G) {
-    if constexpr (G > 1) until(1, top, top);
-    if constexpr (G > 2) until(2, top, middle);
-    until(k, top, bottom);
-    if constexpr (G > 2) until(k + 1, middle, bottom);
-    if constexpr (G > 1) until(k + G - 1, bottom, bottom);
-  } else if constexpr (G > 1) {  // a row and a sum for each other: k is odd, and 1
-    until(1, top, top);
-    if constexpr (G > 2) until(2, middle, middle);
-    until(G, bottom, bottom);
+  const Constant<0> top;
+  const Constant<1> middle;
+  const Constant<R - 1> bottom;
+  if (k >= R) {
+    if constexpr (R > 1) add_until(1, top, top);
+    if constexpr (R > 2) add_until(2, top, middle);
+    add_until(k, top, bottom);
+    if constexpr (R > 2) add_until(k + 1, middle, bottom);
+    if constexpr (R > 1) add_until(k + R - 1, bottom, bottom);
+  } else if constexpr (R > 1) {  // k is odd, and so 1: each query row sees one source row
+    add_until(1, top, top);
+    if constexpr (R > 2) add_until(2, middle, middle);
+    add_until(R, bottom, bottom);
   }
-  if (fetching) *fetching = walk;
-  use(sum);
+  if (prefetch) *prefetch = cursor;
+  finish(sum);
 }
 
-// Where sums belong: some channels of G packed rows.
-template <int G, typename T>
-struct Places {
-  T* row[G];
-  int64_t stride;  // from a channel to the next
+// Stores sums into some channels of R packed rows.
+template <int R, typename T>
+struct RowWriter {
+  T* row[R];
+  int64_t stride;
 
-  Places(T* const* rows, int64_t offset, int64_t stride) : stride(stride) {
+  RowWriter(T* const* rows, int64_t offset, int64_t stride) : stride(stride) {
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) row[g] = rows[g] + offset;
+    for (int r = 0; r < R; ++r) row[r] = rows[r] + offset;
   }
   template <int N>
-  void write(const Vec<T> (&sum)[G][N]) const {
+  void write(const Vec<T> (&sum)[R][N]) const {
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g)
+    for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-      for (int n = 0; n < N; ++n) store(row[g] + n * stride, sum[g][n]);
+      for (int n = 0; n < N; ++n) store(row[r] + n * stride, sum[r][n]);
   }
 };
 
-// Add to a group of rows, for N channels of a tile, what a group of rows spreads over them:
-// to[g][n] += sum over j, s of weights[s][g][j] * rows[s][n] shifted by j pixels to the left, g - s being LOW to HIGH.
-// In one loop: row by row, as much time went by between the loops as in them.
+// to[t][n] += sum over j, s of weights[s][t][j] * rows[s][n] shifted by j pixels to the left, for N channels n
+// and the vectors of a tile. Source rows s are three query rows, and target rows t three rows of dK or dV.
+// Target row t is in the window of query row s where t - s is LOW to HIGH.
+// All is one loop. With a loop for each source row, half of the time went by between the loops.
 template <int LOW, int HIGH, int N, typename T>
-__attribute__((noinline)) void spread_group(const Span<T>& span, int64_t x, int64_t channel, T* const* to,
-                                            int64_t vectors) {
-  const int64_t k = span.k, stride = span.stride, next_sum = span.next_sum, next_neighbour = span.next_neighbour;
+__attribute__((noinline)) void scatter_add(const WeightedRows<T>& weighted, int64_t x, int64_t channel,
+                                           T* const* to, int64_t vectors) {
+  const int64_t k = weighted.k, stride = weighted.stride;
+  const int64_t target_stride = weighted.target_stride, neighbour_stride = weighted.neighbour_stride;
   for (int64_t v = 0; v < vectors; ++v, x += Vector<T>::lanes) {
-    Vec<T> sum[GROUP][N]{};
-    const T *row[GROUP], *weights[GROUP];
+    Vec<T> sum[QUERY_ROWS][N]{};
+    const T *row[QUERY_ROWS], *weights[QUERY_ROWS];
 #pragma GCC unroll 4
-    for (int s = 0; s < GROUP; ++s) {
-      row[s] = span.rows[s] + x + channel;
-      weights[s] = span.weights + x + s * span.next_row;
+    for (int s = 0; s < QUERY_ROWS; ++s) {
+      row[s] = weighted.rows[s] + x + channel;
+      weights[s] = weighted.weights + x + s * weighted.source_stride;
     }
     for (int64_t j = 0; j < k; ++j) {
 #pragma GCC unroll 4
-      for (int s = 0; s < GROUP; ++s) {
+      for (int s = 0; s < QUERY_ROWS; ++s) {
         if (s + HIGH < 0) continue;
-        Vec<T> weight[GROUP];
+        Vec<T> weight[QUERY_ROWS];
 #pragma GCC unroll 4
-        for (int g = 0; g < GROUP; ++g)
-          if (g - s >= LOW && g - s <= HIGH) weight[g] = load(weights[s] + g * next_sum);
+        for (int t = 0; t < QUERY_ROWS; ++t)
+          if (t - s >= LOW && t - s <= HIGH) weight[t] = load(weights[s] + t * target_stride);
 #pragma GCC unroll 16
         for (int n = 0; n < N; ++n) {
           const Vec<T> shifted = load_once(row[s] + n * stride);
 #pragma GCC unroll 4
-          for (int g = 0; g < GROUP; ++g)
-            if (g - s >= LOW && g - s <= HIGH) sum[g][n] += weight[g] * shifted;
+          for (int t = 0; t < QUERY_ROWS; ++t)
+            if (t - s >= LOW && t - s <= HIGH) sum[t][n] += weight[t] * shifted;
         }
-        --row[s], weights[s] += next_neighbour;
+        --row[s], weights[s] += neighbour_stride;
       }
     }
 #pragma GCC unroll 4
-    for (int g = 0; g < GROUP; ++g)
+    for (int t = 0; t < QUERY_ROWS; ++t)
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
-        T* place = to[g] + x + channel + n * stride;
-        store(place, load(place) + sum[g][n]);
+        T* target = to[t] + x + channel + n * stride;
+        store(target, load(target) + sum[t][n]);
       }
   }
 }
 
-// Call fn with the least and the largest g - s for which the window of row s has row g, where the window of s = 0
-// begins `above` rows above g = 0.
+// Call fn with scatter_add's LOW and HIGH as constants, where the window of query row 0 begins `above` rows
+// above target row 0.
 template <typename F>
-inline void as_spread(int64_t above, int64_t k, const F& fn) {
-  static_assert(GROUP == 3, "all that there are, for odd windows");
-  if (above == 0) return k == 1 ? fn(Count<0>(), Count<0>()) : fn(Count<0>(), Count<2>());
+inline void dispatch_row_offsets(int64_t above, int64_t k, const F& fn) {
+  static_assert(QUERY_ROWS == 3, "all cases that there are, for odd windows");
+  if (above == 0) return k == 1 ? fn(Constant<0>(), Constant<0>()) : fn(Constant<0>(), Constant<2>());
   switch (k - 1 - above) {
-    case -2: return fn(Count<-2>(), Count<-2>());
-    case -1: return fn(Count<-2>(), Count<-1>());
-    case 0: return fn(Count<-2>(), Count<0>());
-    case 1: return fn(Count<-2>(), Count<1>());
-    default: return fn(Count<-2>(), Count<2>());
+    case -2: return fn(Constant<-2>(), Constant<-2>());
+    case -1: return fn(Constant<-2>(), Constant<-1>());
+    case 0: return fn(Constant<-2>(), Constant<0>());
+    case 1: return fn(Constant<-2>(), Constant<1>());
+    default: return fn(Constant<-2>(), Constant<2>());
   }
 }
 

@@ -1,47 +1,50 @@
-// Rows of one head of a map, packed: in the compute type, a channel after the other, with margins of zeros.
-// Strides, layouts, types, dilation and borders end here.
-
+// Packed rows of one head: how they are laid out, how they come out of a map and go back, and how they are
+// prefetched. Strides, memory formats, types, dilation and borders end here.
+#pragma once
 #include "vectors.h"
 
 namespace sasa {
 namespace {
 
-// Rows of queries that advance together. In the backward such groups begin at multiples of it: what the rows of a group
-// spread is summed before it is added, and no sum may depend on where a band begins.
-constexpr int GROUP = 3;
-// Rows that stack buffers are made for: at least those that the windows of a group span, up to whole groups.
-constexpr int64_t LARGEST_SPAN = LARGEST_KERNEL + 2 * GROUP;
+// Query rows that are computed together. In the backward they begin at multiples of it: what three rows add to
+// dK and dV is summed first, and no sum may depend on where a band begins.
+constexpr int QUERY_ROWS = 3;
+// Rows of K and V for which buffers on the stack are made: those of the largest window, up to whole threes.
+constexpr int64_t MAX_KV_ROWS = LARGEST_KERNEL + 2 * QUERY_ROWS;
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// A packed row: depth channels, each `margin` zeros, `padded_width` pixels, and again `margin` zeros.
 template <typename T>
 struct Layout {
-  int64_t k, radius, depth;
+  int64_t k, radius, depth;  // edge of the window, k / 2, channels of a head
   int64_t height, width;   // of the phase
-  int64_t margin, padded, stride;  // of a packed row, in elements
+  int64_t margin, padded_width;
+  int64_t stride;  // from one channel to the next, in elements
 
   Layout(const Problem& p, int64_t phase_row, int64_t phase_col)
       : k(p.kernel_size),
         radius(p.kernel_size / 2),
         depth(p.depth),
-        height(at_phase(p, p.height, phase_row)),
-        width(at_phase(p, p.width, phase_col)),
+        height(size_at_phase(p, p.height, phase_row)),
+        width(size_at_phase(p, p.width, phase_col)),
         margin(round_up(radius, Vector<T>::lanes)),
-        padded(round_up(width, Vector<T>::lanes)),
-        // Odd in vectors, so that a column of channels spreads over the sets of a cache.
-        stride(margin + padded + margin + (padded / Vector<T>::lanes % 2 ? 0 : Vector<T>::lanes)) {}
+        padded_width(round_up(width, Vector<T>::lanes)),
+        // An odd number of vectors, so that one pixel's channels fall into different sets of the cache.
+        stride(margin + padded_width + margin + (padded_width / Vector<T>::lanes % 2 ? 0 : Vector<T>::lanes)) {}
 
-  int64_t map_row() const { return depth * stride; }   // one packed row of all channels
-  int64_t pair_row() const { return k * k * stride; }  // one row of weights, all k * k of them
+  int64_t row_size() const { return depth * stride; }         // elements of a packed row
+  int64_t window_row_size() const { return k * k * stride; }  // elements of a row of P or dS: k * k for a query
 };
 
+// Hands out the scratch memory of a thread, a buffer after the other.
 template <typename T>
 struct Scratch {
   T* next;
-  T* take(int64_t elements) {
-    T* taken = next;
+  T* allocate(int64_t elements) {
+    T* buffer = next;
     next += round_up(elements, Vector<T>::lanes);
-    return taken;
+    return buffer;
   }
 };
 
@@ -68,11 +71,11 @@ inline void copy_row(const T* from, int64_t n, T factor, T* to) {
     return;
   }
   for (int64_t x = 0; x + L <= n; x += L) store(to + x, load(from + x) * factor);
-  store(to + n - L, load(from + n - L) * factor);  // the rest, some of it twice
+  store(to + n - L, load(from + n - L) * factor);  // the rest; some elements are stored twice
 }
 
 typedef float Quad __attribute__((vector_size(16)));
-typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float UnalignedQuad __attribute__((vector_size(16), aligned(4), may_alias));
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -80,22 +83,22 @@ typedef float LooseQuad __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Four{__VA_ARGS__}))
 #endif
 
-// to[c][x] = from[x][c] * factor for 4 by 4 of them, rows apart by the steps.
+// to[c][x] = from[x][c] * factor for 4 pixels and 4 channels.
 inline void transpose_quad(const float* from, int64_t from_step, float factor, float* to,
                            int64_t to_step) {
   typedef int32_t Four __attribute__((vector_size(16), unused));
   Quad in[4];
   for (int n = 0; n < 4; ++n)
-    in[n] = *reinterpret_cast<const LooseQuad*>(from + n * from_step) * factor;
+    in[n] = *reinterpret_cast<const UnalignedQuad*>(from + n * from_step) * factor;
   const Quad a = SHUFFLE(in[0], in[1], 0, 4, 1, 5), b = SHUFFLE(in[0], in[1], 2, 6, 3, 7);
   const Quad c = SHUFFLE(in[2], in[3], 0, 4, 1, 5), d = SHUFFLE(in[2], in[3], 2, 6, 3, 7);
   const Quad out[4] = {SHUFFLE(a, c, 0, 1, 4, 5), SHUFFLE(a, c, 2, 3, 6, 7),
                        SHUFFLE(b, d, 0, 1, 4, 5), SHUFFLE(b, d, 2, 3, 6, 7)};
-  for (int n = 0; n < 4; ++n) *reinterpret_cast<LooseQuad*>(to + n * to_step) = out[n];
+  for (int n = 0; n < 4; ++n) *reinterpret_cast<UnalignedQuad*>(to + n * to_step) = out[n];
 }
 #undef SHUFFLE
 
-// to[c][x] = from[x][c] * factor: a row of pixels whose channels lie together.
+// to[c][x] = from[x][c] * factor, for a row of pixels whose channels are adjacent, as in channels_last.
 template <typename S, typename T>
 inline void transpose_in(const S* from, int64_t step, int64_t width, int64_t depth, T factor, T* to,
                          int64_t stride) {
@@ -114,7 +117,7 @@ inline void transpose_in(const S* from, int64_t step, int64_t width, int64_t dep
     }
 }
 
-// to[x][c] = from[c][x] * factor.
+// to[x][c] = from[c][x] * factor, for such a row.
 template <typename S, typename T>
 inline void transpose_out(const T* from, int64_t stride, int64_t width, int64_t depth, T factor, S* to,
                           int64_t step) {
@@ -130,155 +133,178 @@ inline void transpose_out(const T* from, int64_t stride, int64_t width, int64_t 
       narrow(to[x * step + c], from[c * stride + x] * factor);
 }
 
-// A ring of packed rows; row y >= 0 stays in it until row y + rows is asked for.
+// A ring buffer of packed rows. Row y >= 0 stays in it until row y + rows is written.
 template <typename T>
 struct Ring {
   T* data;
   int64_t rows, row_size;
   T* row(int64_t y) const { return data + y % rows * row_size; }
 
-  // Where some rows from y on are, at an offset into each.
+  // Pointers to `count` rows from y on, `offset` elements into each.
   template <typename Pointer>
-  void point(int64_t y, int64_t count, int64_t offset, Pointer* to) const {
+  void row_pointers(int64_t y, int64_t count, int64_t offset, Pointer* to) const {
     for (int64_t n = 0; n < count; ++n) to[n] = row(y + n) + offset;
   }
 };
 
-// Where the first channel of row y of a band is in a map, in elements.
-inline int64_t place(const Map& map, const Problem& p, const Band& band, int64_t y) {
+// The rows of K and V in the windows of some query rows, counted from `top`. Those in [begin, end) are in the
+// map.
+struct RowRange {
+  int64_t top, begin, end;
+
+  template <typename T>
+  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(y - layout.radius) {
+    const int64_t below = layout.height - top, all = layout.k + rows - 1;
+    begin = top < 0 ? -top : 0;
+    end = below < all ? below : all;
+  }
+  bool has(int64_t u) const { return u >= begin && u < end; }
+
+  // Pointers to those in the map.
+  template <typename T>
+  void row_pointers(const Ring<T>& ring, const T** to) const {
+    ring.row_pointers(top + begin, end - begin, 0, to + begin);
+  }
+};
+
+// Offset in a map of the first channel and pixel of row y of a band's phase, in elements.
+inline int64_t map_offset(const Map& map, const Problem& p, const Band& band, int64_t y) {
   return band.image * map.batch + band.head * p.depth * map.channel +
          (band.phase_row + y * p.dilation) * map.row + band.phase_col * map.col;
 }
 
-// Call a function with some rows of a map and the same rows of a ring: `pixels` with a whole row, where the
-// channels of a pixel lie together, else `channel` with a row of each channel, its pixels a step apart. Row by
-// row of each channel, as rows of a channel lie together in most maps.
-template <typename S, typename T, typename Pixels, typename Channel>
-inline void each_row(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y,
-                     int64_t rows, const Ring<T>& ring, const Pixels& pixels, const Channel& channel) {
-  S* first = static_cast<S*>(map.data) + place(map, p, band, y);
-  const int64_t step = map.col * p.dilation, down = map.row * p.dilation;
-  T* packed[LARGEST_SPAN];
-  ring.point(y, rows, at.margin, packed);
-  if (map.channel == 1 && step != 1) {
-    for (int64_t r = 0; r < rows; ++r) pixels(first + r * down, packed[r], step);
+// Call a function with some rows of a map and the same rows of a ring. In channels_last it is `whole_row`, with
+// all channels of a row, else `channel_row`, with one channel of a row. Channels are the outer loop then, as a
+// map's rows of one channel are adjacent.
+template <typename S, typename T, typename WholeRow, typename ChannelRow>
+inline void for_each_row(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band,
+                         int64_t y, int64_t rows, const Ring<T>& ring, const WholeRow& whole_row,
+                         const ChannelRow& channel_row) {
+  S* first = static_cast<S*>(map.data) + map_offset(map, p, band, y);
+  const int64_t pixel_step = map.col * p.dilation, row_step = map.row * p.dilation;
+  T* packed[MAX_KV_ROWS];
+  ring.row_pointers(y, rows, layout.margin, packed);
+  if (map.channel == 1 && pixel_step != 1) {
+    for (int64_t r = 0; r < rows; ++r) whole_row(first + r * row_step, packed[r], pixel_step);
     return;
   }
   for (int64_t c = 0; c < p.depth; ++c)
     for (int64_t r = 0; r < rows; ++r)
-      channel(first + c * map.channel + r * down, packed[r] + c * at.stride, step);
+      channel_row(first + c * map.channel + r * row_step, packed[r] + c * layout.stride, pixel_step);
 }
 
 template <typename S, typename T>
-void pack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y, int64_t rows,
-             T factor, const Ring<T>& to) {
-  each_row<S>(
-      map, p, at, band, y, rows, to,
-      [&](const S* row, T* packed, int64_t step) {
-        transpose_in(row, step, at.width, p.depth, factor, packed, at.stride);
+void pack_as(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band, int64_t y,
+             int64_t rows, T factor, const Ring<T>& to) {
+  for_each_row<S>(
+      map, p, layout, band, y, rows, to,
+      [&](const S* row, T* packed, int64_t pixel_step) {
+        transpose_in(row, pixel_step, layout.width, p.depth, factor, packed, layout.stride);
       },
-      [&](const S* row, T* packed, int64_t step) {
-        if (step == 1) return copy_row(row, at.width, factor, packed);
-        for (int64_t x = 0; x < at.width; ++x) {
+      [&](const S* row, T* packed, int64_t pixel_step) {
+        if (pixel_step == 1) return copy_row(row, layout.width, factor, packed);
+        for (int64_t x = 0; x < layout.width; ++x) {
           T value;
-          widen(value, row[x * step]);
+          widen(value, row[x * pixel_step]);
           packed[x] = value * factor;
         }
       });
 }
 
 template <typename S, typename T>
-void unpack_as(const Map& map, const Problem& p, const Layout<T>& at, const Band& band, int64_t y, int64_t rows,
-               T factor, const Ring<T>& from) {
-  each_row<S>(
-      map, p, at, band, y, rows, from,
-      [&](S* row, const T* packed, int64_t step) {
-        transpose_out(packed, at.stride, at.width, p.depth, factor, row, step);
+void unpack_as(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band, int64_t y,
+               int64_t rows, T factor, const Ring<T>& from) {
+  for_each_row<S>(
+      map, p, layout, band, y, rows, from,
+      [&](S* row, const T* packed, int64_t pixel_step) {
+        transpose_out(packed, layout.stride, layout.width, p.depth, factor, row, pixel_step);
       },
-      [&](S* row, const T* packed, int64_t step) {
-        if (sizeof(S) == sizeof(T) && step == 1)
-          return copy_row(packed, at.width, factor, reinterpret_cast<T*>(row));
-        for (int64_t x = 0; x < at.width; ++x) narrow(row[x * step], packed[x] * factor);
+      [&](S* row, const T* packed, int64_t pixel_step) {
+        if (sizeof(S) == sizeof(T) && pixel_step == 1)
+          return copy_row(packed, layout.width, factor, reinterpret_cast<T*>(row));
+        for (int64_t x = 0; x < layout.width; ++x) narrow(row[x * pixel_step], packed[x] * factor);
       });
 }
 
-inline void pack(const Map& map, const Problem& p, const Layout<double>& at, const Band& band, int64_t y,
+// Copy rows y to y + rows of a map into a ring, times a factor, or back.
+inline void pack(const Map& map, const Problem& p, const Layout<double>& layout, const Band& band, int64_t y,
                  int64_t rows, double factor, const Ring<double>& to) {
-  pack_as<double>(map, p, at, band, y, rows, factor, to);
+  pack_as<double>(map, p, layout, band, y, rows, factor, to);
 }
-inline void pack(const Map& map, const Problem& p, const Layout<float>& at, const Band& band, int64_t y,
+inline void pack(const Map& map, const Problem& p, const Layout<float>& layout, const Band& band, int64_t y,
                  int64_t rows, float factor, const Ring<float>& to) {
-  if (p.type == Type::Float) pack_as<float>(map, p, at, band, y, rows, factor, to);
-  if (p.type == Type::BFloat16) pack_as<BFloat16>(map, p, at, band, y, rows, factor, to);
-  if (p.type == Type::Half) pack_as<Half>(map, p, at, band, y, rows, factor, to);
+  if (p.type == Type::Float) pack_as<float>(map, p, layout, band, y, rows, factor, to);
+  if (p.type == Type::BFloat16) pack_as<BFloat16>(map, p, layout, band, y, rows, factor, to);
+  if (p.type == Type::Half) pack_as<Half>(map, p, layout, band, y, rows, factor, to);
 }
-inline void unpack(const Map& map, const Problem& p, const Layout<double>& at, const Band& band, int64_t y,
+inline void unpack(const Map& map, const Problem& p, const Layout<double>& layout, const Band& band, int64_t y,
                    int64_t rows, double factor, const Ring<double>& from) {
-  unpack_as<double>(map, p, at, band, y, rows, factor, from);
+  unpack_as<double>(map, p, layout, band, y, rows, factor, from);
 }
-inline void unpack(const Map& map, const Problem& p, const Layout<float>& at, const Band& band, int64_t y,
+inline void unpack(const Map& map, const Problem& p, const Layout<float>& layout, const Band& band, int64_t y,
                    int64_t rows, float factor, const Ring<float>& from) {
-  if (p.type == Type::Float) unpack_as<float>(map, p, at, band, y, rows, factor, from);
-  if (p.type == Type::BFloat16) unpack_as<BFloat16>(map, p, at, band, y, rows, factor, from);
-  if (p.type == Type::Half) unpack_as<Half>(map, p, at, band, y, rows, factor, from);
+  if (p.type == Type::Float) unpack_as<float>(map, p, layout, band, y, rows, factor, from);
+  if (p.type == Type::BFloat16) unpack_as<BFloat16>(map, p, layout, band, y, rows, factor, from);
+  if (p.type == Type::Half) unpack_as<Half>(map, p, layout, band, y, rows, factor, from);
 }
 
-// Where to go on with bringing lines of a map into the cache: `lines` of each channel, then a jump to the next.
-struct Walk {
-  static constexpr int64_t LINE = 64;
-  const char* next = nullptr;
-  int64_t left = 0;  // lines of this channel
-  int64_t lines = 0, jump = 0;
-  int64_t each = 0;  // lines at a time
-
-  void go_on() {
-    for (int64_t n = each; n > 0; --n) {
-      __builtin_prefetch(next);
-      next += LINE;
-      if (--left > 0) continue;
-      next += jump;
-      left = lines;
-    }
-  }
-};
-
-// Rows of maps that are brought into the cache a few lines at a time, while something else is computed. Only
-// where a channel's pixels follow each other: elsewhere what lies between them belongs to others.
-class Fetch {
+// Prefetches rows of maps a few cache lines at a time, while something else is computed. It takes only maps in
+// which a channel's pixels are adjacent. In others most of a cache line is not needed yet.
+class Prefetcher {
  public:
-  Fetch(const Problem& p, const Band& band) : p(p), band(band) {}
+  // Position in one map: the `lines` cache lines of a channel, then those of the next channel. It is small, so
+  // that a loop can keep a copy in registers.
+  struct Cursor {
+    static constexpr int64_t LINE = 64;
+    const char* next = nullptr;
+    int64_t left = 0;  // lines of this channel
+    int64_t lines = 0, jump = 0;
+    int64_t per_step = 0;  // lines
+
+    void step() {
+      for (int64_t n = per_step; n > 0; --n) {
+        __builtin_prefetch(next);
+        next += LINE;
+        if (--left > 0) continue;
+        next += jump;
+        left = lines;
+      }
+    }
+  };
+
+  Prefetcher(const Problem& p, const Band& band) : p(p), band(band) {}
 
   void add(const Map& map, int64_t y, int64_t rows) {
     const int64_t size = p.type == Type::Double ? 8 : p.type == Type::Float ? 4 : 2;
     if (!map.data || rows <= 0 || map.col != 1 || map.row != p.width || p.dilation != 1) return;
-    const int64_t lines = (rows * p.width * size + Walk::LINE - 1) / Walk::LINE;
-    const char* first = static_cast<const char*>(map.data) + place(map, p, band, y) * size;
-    maps[count++] = {first, lines, lines, map.channel * size - lines * Walk::LINE};
+    const int64_t lines = (rows * p.width * size + Cursor::LINE - 1) / Cursor::LINE;
+    const char* first = static_cast<const char*>(map.data) + map_offset(map, p, band, y) * size;
+    maps[count++] = {first, lines, lines, map.channel * size - lines * Cursor::LINE};
     total += p.depth * lines;
   }
-  // Spread over so many calls of next(), and for each of them so many of go_on().
-  void over(int64_t calls, int64_t steps) {
-    each = (total + calls * steps - 1) / (calls * steps);
-    per_call = each * steps;
+  // Divide the lines of all maps among `calls` calls of next(), and each call's among `steps` of step().
+  void schedule(int64_t calls, int64_t steps) {
+    per_step = (total + calls * steps - 1) / (calls * steps);
+    per_call = per_step * steps;
   }
-  // What to bring in next.
-  Walk& next() {
+  // The cursor for the next `steps` steps. It goes to the next map only between two calls.
+  Cursor& next() {
     if (todo <= 0 && begun < count) {
-      walk = maps[begun++];
-      walk.each = each;
-      todo = p.depth * walk.lines;
+      cursor = maps[begun++];
+      cursor.per_step = per_step;
+      todo = p.depth * cursor.lines;
     }
-    if (todo <= 0) walk.each = 0;
+    if (todo <= 0) cursor.per_step = 0;
     todo -= per_call;
-    return walk;
+    return cursor;
   }
 
  private:
   const Problem& p;
   const Band& band;
-  Walk maps[4], walk;
+  Cursor maps[4], cursor;
   int count = 0, begun = 0;
-  int64_t total = 0, each = 0, per_call = 0, todo = 0;
+  int64_t total = 0, per_step = 0, per_call = 0, todo = 0;  // lines
 };
 
 }  // namespace

@@ -1,10 +1,11 @@
-// Vectors of pixels, their exponentials and logarithms, and the types in which maps are stored.
+// Vectors of pixels, their powers of two and logarithms, and the types in which maps are stored.
+#pragma once
 
 namespace sasa {
 namespace {
 
-// Logits are in units of log 2, since powers of two are what a processor can make: queries are packed
-// times log2(e), and what they are summed up into is multiplied by log(2).
+// Logits are in units of log 2, as exp2 is cheaper than exp. So Q is packed times log2(e), and the gradients
+// that are sums over Q are multiplied by log(2).
 constexpr double LOG2_E = 1.44269504088896340736;
 constexpr double LN_2 = 0.693147180559945309417;
 
@@ -12,8 +13,8 @@ template <typename T>
 struct Vector {
   static constexpr int lanes = VECTOR_BYTES / sizeof(T);
   typedef T type __attribute__((vector_size(VECTOR_BYTES)));
-  // Unaligned, and allowed to alias the scalars that it is loaded from.
-  typedef T loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
+  // May lie at any element, and may alias the scalars that it is loaded from.
+  typedef T unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(T)), may_alias));
 };
 
 template <typename T>
@@ -21,10 +22,10 @@ using Vec = typename Vector<T>::type;
 
 template <typename T>
 inline Vec<T> load(const T* p) {
-  return *reinterpret_cast<const typename Vector<T>::loose*>(p);
+  return *reinterpret_cast<const typename Vector<T>::unaligned*>(p);
 }
 
-// Keep the compiler from seeing where a value is from.
+// Hide from the compiler where a value comes from.
 template <typename T>
 inline Vec<T> opaque(Vec<T> x) {
 #if defined(__x86_64__) && !defined(__clang__)
@@ -33,7 +34,7 @@ inline Vec<T> opaque(Vec<T> x) {
   return x;
 }
 
-// Load once for several uses: left to itself, GCC folds the load into each product that uses it.
+// Load once for several uses. Otherwise GCC folds the load into each product, which loads it again.
 template <typename T>
 inline Vec<T> load_once(const T* p) {
   return opaque<T>(load(p));
@@ -41,7 +42,7 @@ inline Vec<T> load_once(const T* p) {
 
 template <typename T>
 inline void store(T* p, Vec<T> x) {
-  *reinterpret_cast<typename Vector<T>::loose*>(p) = x;
+  *reinterpret_cast<typename Vector<T>::unaligned*>(p) = x;
 }
 
 template <typename T>
@@ -49,10 +50,10 @@ inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
 
-// The larger of two, lane by lane, and b where either is NaN. One instruction, unless the compiler sees that
-// either is a constant.
+// The larger of two, lane by lane, and b where either is NaN. It is one instruction, unless the compiler sees
+// that either is a constant.
 template <typename T>
-inline Vec<T> larger(Vec<T> a, Vec<T> b) {
+inline Vec<T> max_vec(Vec<T> a, Vec<T> b) {
   return a > b ? a : b;
 }
 
@@ -65,16 +66,16 @@ inline T sum_lanes(Vec<T> x) {
   return lanes[0];
 }
 
-// 2^x for x of at most some 120, and 2^LEAST for what is smaller. Next to the largest weight of a window, 2^0,
-// that is nothing, and products with it are seldom subnormal numbers, which are slow.
-// A polynomial of least relative error, 1e-7, for the fraction, times a power of two whose exponent is made in
-// unsigned integers. NaN stays NaN, since it is multiplied and not added to as bits.
+// 2^x for x of at most some 120, and 2^LEAST for all that is smaller. A window's largest weight is 2^0, beside
+// which that is nothing. Products with it are seldom subnormal numbers, which are slow.
+// The fraction takes a minimax polynomial of relative error 1e-7. The whole part becomes the exponent's bits.
+// The two are multiplied, so that NaN stays NaN; adding to the bits would lose it.
 inline Vec<float> exp2_vec(Vec<float> x) {
   typedef uint32_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   constexpr float LEAST = -64.0f;
-  // 1.5 * 2^23: adding it rounds to an integer; and what exponents are stored plus.
+  // Adding 1.5 * 2^23 rounds to an integer; 127 is the bias of an exponent.
   const auto magic = splat<float>(12582912.0f + 127);
-  x = larger<float>(opaque<float>(splat<float>(LEAST)), x);
+  x = max_vec<float>(opaque<float>(splat<float>(LEAST)), x);
   const Vec<float> shifted = x + magic;
   const Vec<float> r = x - (shifted - magic);
   Vec<float> y = splat<float>(1.32647272e-3f);
@@ -89,8 +90,8 @@ inline Vec<float> exp2_vec(Vec<float> x) {
 inline Vec<double> exp2_vec(Vec<double> x) {
   typedef uint64_t Bits __attribute__((vector_size(VECTOR_BYTES)));
   constexpr double LEAST = -1000.0;
-  const auto magic = splat<double>(6755399441055744.0 + 1023);  // 1.5 * 2^52 and what exponents are stored plus
-  x = larger<double>(opaque<double>(splat<double>(LEAST)), x);
+  const auto magic = splat<double>(6755399441055744.0 + 1023);  // 1.5 * 2^52 and an exponent's bias
+  x = max_vec<double>(opaque<double>(splat<double>(LEAST)), x);
   const Vec<double> shifted = x + magic;
   const Vec<double> r = (x - (shifted - magic)) * LN_2;
   Vec<double> y = splat<double>(1.0 / 6227020800.0);  // Taylor to r^13: |r| <= 0.35, error 1e-17
@@ -109,7 +110,7 @@ inline Vec<double> exp2_vec(Vec<double> x) {
   return y * (Vec<double>)((Bits)shifted << 52);
 }
 
-// log of normal numbers; NaN stays NaN. Cephes' logf.
+// Natural logarithm of normal numbers, as in Cephes' logf; NaN stays NaN.
 inline Vec<float> log_vec(Vec<float> x) {
   typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
   const Int bits = (Int)x - 0x3f3504f3;  // sqrt(1/2): the mantissa becomes sqrt(1/2) to sqrt(2)
@@ -158,8 +159,8 @@ inline void widen(float& to, float from) { to = from; }
 inline void widen(double& to, double from) { to = from; }
 inline void widen(float& to, BFloat16 from) { to = from_bits(uint32_t(from.bits) << 16); }
 inline void widen(float& to, Half from) {
-  // Exponent and mantissa in their new place, then rebased by a product, which is right for
-  // subnormals as well; infinity and NaN keep an exponent of all ones.
+  // Shift exponent and mantissa to a float's, then correct the exponent's bias by a product. That is right
+  // for subnormals as well. Infinity and NaN keep an exponent of all ones.
   const uint32_t magnitude = uint32_t(from.bits & 0x7fff) << 13;
   float x = from_bits(magnitude) * 0x1p112f;
   if (magnitude >= 0x0f800000) x = from_bits(magnitude | 0x7f800000);
@@ -181,7 +182,7 @@ inline void narrow(Half& to, float from) {
     half = 0x7e00;
   } else if (magnitude >= 0x477ff000) {  // rounds to 2^16 or more
     half = 0x7c00;
-  } else if (magnitude < 0x38800000) {  // subnormal: adding 0.5 leaves it in the low bits, rounded
+  } else if (magnitude < 0x38800000) {  // subnormal: adding 0.5 leaves the rounded bits lowest
     half = to_bits(from_bits(magnitude) + 0.5f) - 0x3f000000;
   } else {
     half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
