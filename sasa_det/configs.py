@@ -83,6 +83,34 @@ def read_config(path, cfg_options: Sequence[str] = ()):
     return config
 
 
+def describe_parts(model) -> str:
+    """Say in words which parts of a detector attend, as a plot's legend wants it.
+
+    Args:
+        model: A config's ``model``, made of this package's parts.
+
+    Examples:
+        >>> describe_parts(read_config(find_config('retinanet_sasa-tiny_digits')).model)
+        'attention in all parts'
+        >>> describe_parts(read_config(find_config('retinanet_tiny_digits')).model)
+        'convolution'
+    """
+    names = dict(backbone='backbone', neck='FPN', bbox_head='head')
+    parts = [names[part] for part in names if model.get(part, {}).get('attn_cfg') is not None]
+    stages = model.get('backbone', {}).get('attn_stages')
+    if 'backbone' in parts and stages and not all(stages):
+        attending = [str(number) for number, attends in enumerate(stages, 1) if attends]
+        parts[0] = f'stages {", ".join(attending)} of the backbone'
+    elif len(parts) == len(names):
+        parts = ['all parts']
+    if model.get('backbone', {}).get('stem', 'conv') != 'conv':
+        parts.append('the stem')
+    if not parts:
+        return 'convolution'
+    *first, last = parts
+    return f'attention in {", ".join(first)}{" and " * bool(first)}{last}'
+
+
 def _parse(cfg_options: Sequence[str]) -> dict:
     from mmengine.config import DictAction
 

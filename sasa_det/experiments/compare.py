@@ -22,7 +22,7 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..configs import read_config
+from ..configs import describe_parts, read_config
 from ..evaluation.costs import Costs, build_model, count_costs
 from ..evaluation.training_log import read_training_log
 from .training_run import RunFailed, TrainingRun
@@ -40,11 +40,17 @@ class Entry(NamedTuple):
         name: The config's.
         costs: For one test image.
         results: By seed, what :meth:`TrainingRun.finish` gave.
+        label: What it is, for a plot's legend; its name where this is None.
+        epochs: How long each was trained.
+        batch_size: Images per step.
     """
 
     name: str
     costs: Costs
     results: Dict[int, dict]
+    label: Optional[str] = None
+    epochs: Optional[int] = None
+    batch_size: Optional[int] = None
 
     def mean(self, column: str) -> float:
         """Mean over the seeds."""
@@ -82,11 +88,11 @@ def as_markdown(entries: Sequence[Entry]) -> str:
     Args:
         entries: Those without a result are left out.
     """
-    titles = ['config', 'seeds', *COLUMNS.values(), 'M parameters', 'GFLOPs']
+    titles = ['config', 'seeds', 'epochs', 'batch', *COLUMNS.values(), 'M parameters', 'GFLOPs']
     lines = [titles, ['---'] * len(titles)]
     for entry in entries:
         if entry.results:
-            cells = [entry.name, str(len(entry.results))]
+            cells = [entry.name, str(len(entry.results)), str(entry.epochs), str(entry.batch_size)]
             for column in COLUMNS:
                 error = entry.error(column)
                 digits = 0 if column.endswith(('seconds', 'mb')) else 1
@@ -121,7 +127,12 @@ def draw_on(axes: Axes, entries: Sequence[Entry]) -> None:
         if entry.results:
             flops, ap = entry.costs.flops / 1e9, entry.mean('AP')
             axes.errorbar(
-                flops, ap, yerr=entry.error('AP'), marker='o', capsize=4, label=entry.name
+                flops,
+                ap,
+                yerr=entry.error('AP'),
+                marker='o',
+                capsize=4,
+                label=entry.label or entry.name,
             )
     axes.set(xlabel='GFLOPs an image, a multiply-add as two', ylabel='AP')
     axes.grid(alpha=0.3)
@@ -158,13 +169,24 @@ def write(entries: Sequence[Entry], work_dir: Path) -> None:
         work_dir: The folder to write to, in which the runs are.
     """
     content = [
-        dict(config=e.name, **e.costs._asdict(), results={str(k): r for k, r in e.results.items()})
+        dict(
+            config=e.name,
+            label=e.label,
+            epochs=e.epochs,
+            batch_size=e.batch_size,
+            **e.costs._asdict(),
+            results={str(k): r for k, r in e.results.items()},
+        )
         for e in entries
     ]
     (work_dir / 'compare.json').write_text(json.dumps(content, indent=2) + '\n')
     (work_dir / 'compare.md').write_text(as_markdown(entries))
     draw(entries).savefig(work_dir / 'compare.png', dpi=120)
-    trained = {e.name: work_dir / e.name / f'seed_{min(e.results)}' for e in entries if e.results}
+    trained = {
+        e.label or e.name: work_dir / e.name / f'seed_{min(e.results)}'
+        for e in entries
+        if e.results
+    }
     draw_training(trained).savefig(work_dir / 'training.png', dpi=120)
 
 
@@ -205,10 +227,20 @@ def compare(
         for seed in range(seeds)
         for name, config in zip(names, configs)
     }
-    entries = {
-        name: Entry(name, cost_for_test_image(read_config(config, cfg_options)), {})
-        for name, config in zip(names, configs)
-    }
+    read = {name: read_config(path, cfg_options) for name, path in zip(names, configs)}
+    labels = {name: describe_parts(config.model) for name, config in read.items()}
+    if len(set(labels.values())) < len(labels):
+        labels = {}
+    entries = {}
+    for name, config in read.items():
+        entries[name] = Entry(
+            name,
+            cost_for_test_image(config),
+            {},
+            labels.get(name),
+            config.train_cfg.get('max_epochs'),
+            config.train_dataloader.batch_size,
+        )
     failed = []
     columns = (
         BarColumn(),

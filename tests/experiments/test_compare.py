@@ -49,7 +49,9 @@ def entries():
     )
     other = {**result, 'AP': 42.0}
     return [
-        Entry('a', Costs(1_500_000, 3, 2_000_000_000), {0: result, 1: other}),
+        Entry(
+            'a', Costs(1_500_000, 3, 2_000_000_000), {0: result, 1: other}, 'all attention', 8, 16
+        ),
         Entry('b', Costs(1_000_000, 3, 1_000_000_000), {0: result}),
         Entry('c', Costs(1, 1, 1), {}),
     ]
@@ -154,12 +156,14 @@ def test_table_and_plot(entries):
     lines = as_markdown(entries).splitlines()
     assert len(lines) == 4
     assert lines[2].startswith(
-        '| a | 2 | 41.0 ± 1.0 | 60.0 ± 0.0 | 41.0 ± 0.0 | 600 ± 0 | 900 ± 0 |'
+        '| a | 2 | 8 | 16 | 41.0 ± 1.0 | 60.0 ± 0.0 | 41.0 ± 0.0 | 600 ± 0 | 900 ± 0 |'
     )
     assert lines[2].endswith('| 1.500 | 2.000 |')
-    assert lines[3].startswith('| b | 1 | 40.0 | 60.0 | 41.0 | 600 | 900 | 12.5 | 500 |')
+    assert lines[3].startswith(
+        '| b | 1 | None | None | 40.0 | 60.0 | 41.0 | 600 | 900 | 12.5 | 500 |'
+    )
     axes = draw(entries).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['a', 'b']
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['all attention', 'b']
     points = [
         (line.get_xdata()[0], line.get_ydata()[0])
         for line in axes.lines

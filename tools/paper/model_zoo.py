@@ -97,6 +97,9 @@ def load_measured() -> Dict[str, Entry]:
             each['config'],
             Costs(*(each[field] for field in Costs._fields)),
             {int(seed): result for seed, result in each['results'].items()},
+            each['label'],
+            each['epochs'],
+            each['batch_size'],
         )
         for each in json.loads(path.read_text())
     }
@@ -164,7 +167,10 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
                 {
                     'Task': family.task,
                     'Dataset': family.data,
-                    'Metrics': {'box AP': round(model.measured.mean('AP'), 1)},
+                    'Metrics': {
+                        'box AP': round(model.measured.mean('AP'), 1),
+                        'batch size': model.measured.batch_size,
+                    },
                 }
             ]
         elif model.paper_accuracy is not None:
@@ -222,7 +228,8 @@ def _measured_cell(entry: Optional[Entry]) -> str:
     error = entry.error('AP')
     seeds = len(entry.results)
     spread = '' if error is None else f' ± {error:.1f}'
-    return f'{entry.mean("AP"):.1f}{spread} ({seeds} seed{"s" * (seeds > 1)})'
+    how = f'{seeds} seed{"s" * (seeds > 1)}, batch {entry.batch_size}'
+    return f'{entry.mean("AP"):.1f}{spread} ({how})'
 
 
 def draw_measured() -> Figure:

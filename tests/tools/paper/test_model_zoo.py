@@ -45,7 +45,9 @@ def test_mmengine_finds_a_config_by_its_metafile():
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     """One that was measured, one that only the paper has a figure of."""
-    measured = dict(config='a', parameters=1, paper_flops=2, flops=3)
+    measured = dict(
+        config='a', label='attention', epochs=8, batch_size=4, parameters=1, paper_flops=2, flops=3
+    )
     measured['results'] = {'0': dict(AP=40.0), '1': dict(AP=42.0)}
     (tmp_path / 'measured.json').write_text(json.dumps([measured]))
     monkeypatch.setattr(model_zoo, 'CONFIGS', tmp_path)
@@ -57,10 +59,10 @@ def models(tmp_path, monkeypatch):
 def test_measured_and_the_papers_figures_are_told_apart(models):
     table = as_table('bccd', models).splitlines()
     assert table[0].endswith("| AP, measured | AP, the paper's |")
-    assert table[2] == '| [a](a.py) | 8 | 2.00 | 2.00 | 41.0 ± 1.0 (2 seeds) |  |'
+    assert table[2] == '| [a](a.py) | 8 | 2.00 | 2.00 | 41.0 ± 1.0 (2 seeds, batch 4) |  |'
     assert table[3].endswith('|  | 36.6 |')
     first, second = yaml.safe_load(as_metafile('bccd', models))['Models']
-    assert first['Results'][0]['Metrics'] == {'box AP': 41.0}
+    assert first['Results'][0]['Metrics'] == {'box AP': 41.0, 'batch size': 4}
     assert 'Results' not in second
     assert second['Metadata']['box AP in the paper, not measured here'] == 36.6
 
@@ -77,12 +79,14 @@ def test_the_plot_has_each_mean_at_its_flops(tmp_path, monkeypatch):
     figure = model_zoo.draw_measured()
     measured = model_zoo.load_measured()
     drawn = {
-        container.get_label(): tuple(map(float, container[0].get_xydata()[0]))
+        (container.get_label(), float(container[0].get_xdata()[0])): float(
+            container[0].get_ydata()[0]
+        )
         for axes in figure.axes
         for container in axes.containers
     }
     assert drawn == {
-        name: (entry.costs.flops / 1e9, entry.mean('AP')) for name, entry in measured.items()
+        (entry.label, entry.costs.flops / 1e9): entry.mean('AP') for entry in measured.values()
     }
     monkeypatch.setattr(model_zoo, 'write', lambda root: [])
     assert model_zoo.main(['--plot', str(tmp_path / 'measured.png')]) == 0
