@@ -95,7 +95,7 @@ def describe_parts(model) -> str:
         >>> describe_parts(read_config(find_config('retinanet_tiny_digits')).model)
         'convolution'
     """
-    names = dict(backbone='backbone', neck='FPN', bbox_head='head')
+    names = dict(backbone='the backbone', neck='the FPN', bbox_head='the head')
     parts = [names[part] for part in names if model.get(part, {}).get('attn_cfg') is not None]
     stages = model.get('backbone', {}).get('attn_stages')
     if 'backbone' in parts and stages and not all(stages):
