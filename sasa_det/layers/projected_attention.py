@@ -7,9 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import local_attention
+from ..ops.autograd import below_autograd, is_transformed
 from ..ops.huge_pages import with_huge_pages
-from ..ops.torch_library import ATTEND_BACKWARD_INTO, below_autograd
+from ..ops.torch_library import ATTEND_BACKWARD_INTO
 from ..ops.window import empty_output
+
+# In the order of the op's schema.
+_OPTIONS = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
 
 
 def project(
@@ -94,7 +98,7 @@ def projected_attention(
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
     # What follows a graph through does not see into an autograd.Function, nor into an `out=`.
-    followed = torch.jit.is_tracing() or _is_compiling() or _is_transformed()
+    followed = torch.jit.is_tracing() or _is_compiling() or is_transformed()
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and not followed and options['backend'] != 'reference':
         return _ProjectedAttention.apply(*inputs, len(weights), options)
@@ -142,20 +146,11 @@ def _is_compiling() -> bool:
     return torch._dynamo.is_compiling()  # torch < 2.3
 
 
-def _is_transformed() -> bool:
-    # By torch.func's vmap; grad and its kin go no further than the operator, which refuses them.
-    return torch._C._are_functorch_transforms_active()
-
-
 class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, rel_row, rel_col, parts, options):
         y = _project_anew(x, weight, bias)
-        # Options in the order of the op's schema.
-        ctx.options = tuple(
-            options[name]
-            for name in ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
-        )
+        ctx.options = tuple(options[name] for name in _OPTIONS)
         inputs = (*_split(y, parts), rel_row, rel_col)
         output, logsumexp = below_autograd(*inputs, *ctx.options)
         ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
@@ -164,10 +159,12 @@ class _ProjectedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         *inputs, logsumexp = ctx.saved_tensors
         x_dtype, map_dtype = ctx.dtypes
+        # With create_graph, or under torch.func, somebody may differentiate what comes out.
+        if torch.is_grad_enabled() or is_transformed():
+            return *_differentiable_grads(ctx, grad, inputs), None, None
         with torch.autocast(grad.device.type, enabled=False):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
             y = _project_anew(x, weight, bias).to(map_dtype)
@@ -191,6 +188,20 @@ class _ProjectedAttention(torch.autograd.Function):
             None,
             None,
         )  # fmt: skip
+
+
+def _differentiable_grads(
+    ctx, grad: Tensor, inputs: List[Optional[Tensor]]
+) -> List[Optional[Tensor]]:
+    """Compute the gradients of a projected attention's inputs by operations that autograd sees."""
+    x_dtype, map_dtype = ctx.dtypes
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+        y = project(*(_to(each, x_dtype) for each in inputs[:3])).to(map_dtype)
+        tables = (_to(each, map_dtype) for each in inputs[3:])
+        output = local_attention(*_split(y, ctx.parts), *tables, **dict(zip(_OPTIONS, ctx.options)))
+        wanted = [each for each, needed in zip(inputs, ctx.needs_input_grad) if needed]
+        grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return [next(grads) if needed else None for needed in ctx.needs_input_grad[:5]]
 
 
 def _to(x: Optional[Tensor], dtype: torch.dtype) -> Optional[Tensor]:

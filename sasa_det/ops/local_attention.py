@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .backends.choice import BACKENDS
 from .backends.reference import local_attention_reference
-from .torch_library import ATTEND
+from .torch_library import attend
 from .window import BORDERS, Window
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,8 @@ def local_attention(
 
     per head, as in equation 3 of `Stand-Alone Self-Attention in Vision Models
     <https://arxiv.org/abs/1906.05909>`_. The backward pass keeps the inputs and one number
-    per head and pixel; it is differentiable once (``backend='reference'``: any number of times).
+    per head and pixel. Gradients of gradients, forward-mode derivatives and ``torch.func`` work as well, at
+    the cost of the reference, which holds ``k * k`` copies of key and value.
 
     Args:
         query: (B, C, H, W) in float64, float32, bfloat16 or float16; any strides, any H and W,
@@ -78,7 +79,7 @@ def local_attention(
     window = Window(int(kernel_size), int(num_heads), int(dilation), border, float(scale))
     if backend == 'reference':
         return local_attention_reference(query, key, value, rel_row, rel_col, window)
-    return ATTEND(query, key, value, rel_row, rel_col, *window, backend)[0]
+    return attend(query, key, value, rel_row, rel_col, *window, backend)[0]
 
 
 def check_window(

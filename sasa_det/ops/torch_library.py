@@ -10,6 +10,7 @@ from torch import Tensor
 
 from _sasa_det_startup import when_imported
 
+from .autograd import LocalAttention, below_autograd, is_transformed
 from .backends import native
 from .backends.choice import choose_backend, logs_choices
 from .flop_counters import register_with_torch
@@ -110,54 +111,55 @@ def _differentiable(*args):
     # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
     # refuses forward-mode differentiation, which goes on without them.
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
-        return _LocalAttention.apply(*args)
+        return LocalAttention.apply(*args)
     return below_autograd(*args)
-
-
-def below_autograd(*args) -> Tuple[Tensor, Tensor]:
-    """Call the op out of autograd's sight, with all of its arguments in the order of its schema.
-
-    Returns:
-        The output, and the log-sum-exp for the backward.
-    """
-    with torch._C._AutoDispatchBelowAutograd():
-        return ATTEND(*args)
-
-
-class _LocalAttention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, rel_row, rel_col, *options):
-        output, logsumexp = below_autograd(query, key, value, rel_row, rel_col, *options)
-        # Not the output: what follows may well be a ReLU in place, as after a convolution.
-        ctx.save_for_backward(query, key, value, rel_row, rel_col, logsumexp)
-        ctx.options = options
-        ctx.mark_non_differentiable(logsumexp)
-        return output, logsumexp
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        inputs = ctx.saved_tensors
-        query, key, value, row, col = ATTEND_BACKWARD(grad, *inputs, *ctx.options)
-        if inputs[1] is None:
-            key = None
-        if inputs[3] is None:
-            row = col = None
-        return query, key, value, row, col, *[None] * len(ctx.options)
 
 
 def _autocast(device_type: str):
     def cast_and_call(query, key, value, rel_row, rel_col, *options):
-        dtype = _autocast_dtype(device_type)
-        inputs = (
-            # float64 stays, as in autocast's own rule for convolutions.
-            x if x is None or x.dtype == torch.float64 else x.to(dtype)
-            for x in (query, key, value, rel_row, rel_col)
-        )
+        inputs = cast(device_type, query, key, value, rel_row, rel_col)
         with torch.autocast(device_type, enabled=False):
             return ATTEND(*inputs, *options)
 
     return cast_and_call
+
+
+def cast(device_type: str, *inputs: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    """Cast tensors as autocast does for this op; float64 stays, as in its own rule for convolutions.
+
+    Args:
+        device_type: Such as 'cpu' or 'cuda'.
+        inputs: Tensors or None.
+    """
+    dtype = _autocast_dtype(device_type)
+    return tuple(x if x is None or x.dtype == torch.float64 else x.to(dtype) for x in inputs)
+
+
+def attend(*args) -> Tuple[Tensor, Tensor]:
+    """Call the op, also under the transforms of ``torch.func``, which do not see into it.
+
+    Args:
+        args: All of its arguments, in the order of its schema.
+
+    Returns:
+        The output, and the log-sum-exp for the backward.
+    """
+    if not is_transformed():
+        return ATTEND(*args)
+    # Before the dispatcher, as torch.func takes an autograd.Function only from Python.
+    device = args[0].device.type
+    if _is_autocast_enabled(device):
+        args = (*cast(device, *args[:5]), *args[5:])
+    _check_dtypes(args[0], key=args[1], value=args[2], rel_row=args[3], rel_col=args[4])
+    with torch.autocast(device, enabled=False):
+        return LocalAttention.apply(*args)
+
+
+def _is_autocast_enabled(device_type: str) -> bool:
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.is_autocast_enabled(device_type)
+    # torch < 2.4
+    return torch.is_autocast_enabled() if device_type == 'cuda' else torch.is_autocast_cpu_enabled()
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype:
@@ -172,7 +174,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype:
 _LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
-native.take_over(_LocalAttention.apply, _forward, _backward_into, logs_choices)
+native.take_over(LocalAttention.apply, _forward, _backward_into, logs_choices)
 _LIB.impl('local_attention', _differentiable, 'Autograd')
 _LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
 _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')

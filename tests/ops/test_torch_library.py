@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 from cases import CASES, Case, backends, value_and_grads, with_grad
-from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.ops import available_backends, local_attention
@@ -183,15 +182,6 @@ def test_saves_no_window_for_backward():
         output = local_attention(*inputs, **case.options)
     extra = sum(x.numel() for x in saved) - sum(x.numel() for x in inputs)
     assert output.grad_fn is not None and extra == 2 * 2 * 16 * 16
-
-
-@pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad])
-def test_refuses_forward_mode_differentiation(mode):
-    query, *others = Case().inputs()
-    with forward_ad.dual_level(), mode():
-        query = forward_ad.make_dual(query, torch.ones_like(query))
-        with pytest.raises(NotImplementedError, match='jvp'):
-            local_attention(query, *others, **Case().options)
 
 
 @fused
