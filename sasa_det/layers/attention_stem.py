@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .local_self_attention import Projection
+from .projection import draw, new_projection
 
 BLOCK = 4  # pixels along the edge of a block, and the stem's stride
 VALUES = ('mixtures', 'plain', 'conv')
@@ -131,14 +131,14 @@ class AttentionStem(nn.Module):
 
         self.num_heads = num_heads
         self.values = values
-        # Var(q.k) = 1 for an image of unit variance; the paper does not scale the logits.
-        std = in_channels**-0.5 * (out_channels // num_heads) ** -0.25
-        self.query = Projection(in_channels, out_channels, bias, std)
-        self.key = Projection(in_channels, out_channels, False, std)
+        self.query = new_projection(in_channels, out_channels, bias)
+        self.key = new_projection(in_channels, out_channels, False)
+        self._draw_queries_and_keys()
         if values == 'mixtures':
             self.value = MixedValues(in_channels, out_channels, num_mixtures)
         elif values == 'plain':
-            self.value = Projection(in_channels, out_channels, bias, in_channels**-0.5)
+            self.value = new_projection(in_channels, out_channels, bias)
+            draw(self.value, in_channels**-0.5)
         else:
             self.value = nn.Conv2d(
                 in_channels,
@@ -154,8 +154,18 @@ class AttentionStem(nn.Module):
 
     def init_weights(self) -> None:
         """Draw the projections anew; the name that mmengine calls it by."""
-        for module in (self.query, self.key, self.value):
-            module.reset_parameters()
+        self._draw_queries_and_keys()
+        if self.values == 'plain':
+            draw(self.value, self.value.in_features**-0.5)
+        else:
+            self.value.reset_parameters()
+
+    def _draw_queries_and_keys(self) -> None:
+        # Var(q.k) = 1 for an image of unit variance; the paper does not scale the logits.
+        depth = self.query.out_features // self.num_heads
+        std = self.query.in_features**-0.5 * depth**-0.25
+        draw(self.query, std)
+        draw(self.key, std)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, normalise, pool."""
@@ -176,13 +186,11 @@ class AttentionStem(nn.Module):
         blocks = _to_blocks(F.pad(x, padding))
         if self.values == 'conv':
             value = _to_blocks(F.pad(self.value(x), padding))
-        elif self.values == 'plain':
-            value = F.linear(blocks, self.value.weight, self.value.bias)
         else:
             value = self.value(blocks)
-        query, key = (F.linear(blocks, each.weight, each.bias) for each in (self.query, self.key))
         query, key, value = (
-            each.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for each in (query, key, value)
+            each.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for each in (self.query(blocks), self.key(blocks), value)
         )
         mask = None
         if any(missing):

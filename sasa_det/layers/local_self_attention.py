@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import check_window
+from ..ops import check_window, local_attention
 from ..ops.backends.reference import window_logits
 from ..ops.window import Window
 from .position import check_sinusoidal_channels, sinusoidal_positions
-from .projected_attention import project, projected_attention
+from .projected_attention import check_map, projected_attention
+from .projection import draw, is_plain, new_projection, project_by
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
@@ -23,46 +24,6 @@ NEIGHBOUR_LEAD_NATS = 8.0
 NEIGHBOUR_STD_FACTOR = 0.3
 # Row and column offset in pixels of each head's own neighbour, in the order in which heads take them.
 NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
-
-
-class Projection(nn.Module):
-    """Project every pixel's channels: a 1x1 convolution that initialises itself.
-
-    It is no ``nn.Conv2d``, because detectors initialise every ``nn.Conv2d`` inside them by a rule of
-    their own (RetinaHead: N(0, 0.01)), under which attention would start out as a plain average.
-
-    Args:
-        in_channels: Channels of the map.
-        out_channels: Channels of the result.
-        bias: Whether to add a learned bias.
-        std: Standard deviation of the initial weight.
-
-    Examples:
-        >>> Projection(8, 16, bias=False, std=0.1)(torch.zeros(2, 8, 4, 5)).shape
-        torch.Size([2, 16, 4, 5])
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool, std: float) -> None:
-        super().__init__()
-        self.std = std
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weight from N(0, std**2) and set the bias to zero."""
-        nn.init.normal_(self.weight, std=self.std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        return project(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Show the channels, as torch's layers do."""
-        out_channels, in_channels = self.weight.shape
-        return f'{in_channels}, {out_channels}, bias={self.bias is not None}'
 
 
 class AttentionTerms(NamedTuple):
@@ -171,27 +132,21 @@ class LocalSelfAttention2d(nn.Module):
         self.backend = backend
         self.init = init
 
-        depth = out_channels // num_heads
-        # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
-        std = in_channels**-0.5 * depth**-0.25
-        if init == 'neighbours':
-            std *= NEIGHBOUR_STD_FACTOR
-        self.query = Projection(in_channels, out_channels, bias, std)
-        self.key = Projection(in_channels, out_channels, False, std) if 'qk' in logits else None
-        value_std = in_channels**-0.5 if value_std is None else value_std
-        self.value = Projection(in_channels, out_channels, bias, value_std)
-        self.out_proj = (
-            Projection(out_channels, out_channels, bias, out_channels**-0.5) if out_proj else None
-        )
+        self.value_std = in_channels**-0.5 if value_std is None else value_std
+
+        self.query = new_projection(in_channels, out_channels, bias)
+        self.key = new_projection(in_channels, out_channels, False) if 'qk' in logits else None
+        self.value = new_projection(in_channels, out_channels, bias)
+        self.out_proj = new_projection(out_channels, out_channels, bias) if out_proj else None
         if 'qr' in logits:
+            depth = out_channels // num_heads
             shape = (num_heads if position_per_head else 1, depth // 2, kernel_size)
             self.rel_row = nn.Parameter(torch.empty(shape))
             self.rel_col = nn.Parameter(torch.empty(shape))
         else:
             self.register_parameter('rel_row', None)
             self.register_parameter('rel_col', None)
-        self._reset_positions()
-        self._point_at_neighbours()
+        self.init_weights()
 
     # What mmcv's ConvModule reads off the layer that it wraps.
     groups = 1
@@ -241,9 +196,17 @@ class LocalSelfAttention2d(nn.Module):
 
     def init_weights(self) -> None:
         """Draw all weights anew; the name that mmengine and mmcv call it by."""
-        for projection in (self.query, self.key, self.value, self.out_proj):
-            if projection is not None:
-                projection.reset_parameters()
+        depth = self.out_channels // self.num_heads
+        # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
+        std = self.in_channels**-0.5 * depth**-0.25
+        if self.init == 'neighbours':
+            std *= NEIGHBOUR_STD_FACTOR
+        draw(self.query, std)
+        if self.key is not None:
+            draw(self.key, std)
+        draw(self.value, self.value_std)
+        if self.out_proj is not None:
+            draw(self.out_proj, self.out_channels**-0.5)
         self._reset_positions()
         self._point_at_neighbours()
 
@@ -251,13 +214,7 @@ class LocalSelfAttention2d(nn.Module):
         """Attend, then pool where the layer has a stride."""
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
-        projections = [each for each in (self.query, self.key, self.value) if each is not None]
-        x = projected_attention(
-            x,
-            [each.weight for each in projections],
-            [each.bias for each in projections],
-            self.rel_row,
-            self.rel_col,
+        options = dict(
             kernel_size=self.kernel_size,
             num_heads=self.num_heads,
             dilation=self.dilation,
@@ -265,8 +222,21 @@ class LocalSelfAttention2d(nn.Module):
             scale=self.scale,
             backend=self.backend,
         )
+        tables = (self.rel_row, self.rel_col)
+        projections = [each for each in (self.query, self.key, self.value) if each is not None]
+        if all(map(is_plain, projections)):
+            weights = [each.weight for each in projections]
+            biases = [each.bias for each in projections]
+            x = projected_attention(x, weights, biases, *tables, **options)
+        else:
+            check_map(x, self.in_channels)
+            maps = (
+                None if each is None else project_by(each, x)
+                for each in (self.query, self.key, self.value)
+            )
+            x = local_attention(*maps, *tables, **options)
         if self.out_proj is not None:
-            x = self.out_proj(x)
+            x = project_by(self.out_proj, x)
         if self.stride > 1:
             # A last, partial window averages the pixels that it has: Conv2d's size, no dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
@@ -314,12 +284,12 @@ class LocalSelfAttention2d(nn.Module):
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         window = Window(self.kernel_size, self.num_heads, self.dilation, self.border, self.scale)
-        query, points = self.query(x), tuple(points.t())
+        query, points = project_by(self.query, x), tuple(points.t())
 
         def logits(key, rel_row, rel_col):
             return window_logits(query, key, rel_row, rel_col, window, points)[0].transpose(0, 1)
 
-        content = None if self.key is None else logits(self.key(x), None, None)
+        content = None if self.key is None else logits(project_by(self.key, x), None, None)
         position = None if self.rel_row is None else logits(None, self.rel_row, self.rel_col)
         both = sum(term for term in (content, position) if term is not None)
         return AttentionTerms(both.flatten(2).softmax(-1).view_as(both), content, position)

@@ -85,12 +85,7 @@ def projected_attention(
         >>> projected_attention(x, weights, [None] * 3, None, None, **options, backend='auto').shape
         torch.Size([2, 8, 4, 5])
     """
-    in_channels = weights[0].shape[1]
-    if x.dim() != 4 or x.shape[1] != in_channels:
-        raise ValueError(
-            f'a local attention of in_channels={in_channels} takes (B, {in_channels}, H, W), '
-            f'but was given {tuple(x.shape)}'
-        )
+    check_map(x, weights[0].shape[1])
     weight = torch.cat(weights)
     bias = None
     if any(each is not None for each in biases):
@@ -105,6 +100,15 @@ def projected_attention(
     y = (project if followed or learns else _project_anew)(x, weight, bias)
     query, key, value = _split(y, len(weights))
     return local_attention(query, key, value, rel_row, rel_col, **options)
+
+
+def check_map(x: Tensor, in_channels: int) -> None:
+    """Raise a ValueError if x is not (B, in_channels, H, W)."""
+    if x.dim() != 4 or x.shape[1] != in_channels:
+        raise ValueError(
+            f'a local attention of in_channels={in_channels} takes (B, {in_channels}, H, W), '
+            f'but was given {tuple(x.shape)}'
+        )
 
 
 def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:

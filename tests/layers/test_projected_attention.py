@@ -6,14 +6,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.layers.projection import project_by
 from sasa_det.ops import local_attention
 
 
 def attend_in_steps(layer, x):
     """Compute what the layer computes, by autograd's own means."""
-    key = None if layer.key is None else layer.key(x)
+    query, key, value = (
+        None if each is None else project_by(each, x)
+        for each in (layer.query, layer.key, layer.value)
+    )
     return local_attention(
-        layer.query(x), key, layer.value(x), layer.rel_row, layer.rel_col,
+        query, key, value, layer.rel_row, layer.rel_col,
         kernel_size=layer.kernel_size, num_heads=layer.num_heads, border=layer.border,
         backend=layer.backend,
     )  # fmt: skip
