@@ -1,6 +1,7 @@
 """What is computed: functions on tensors, without parameters."""
 
+from .arguments import check_window
 from .backends.choice import available_backends
-from .local_attention import check_window, local_attention
+from .local_attention import local_attention
 
 __all__ = ['available_backends', 'check_window', 'local_attention']

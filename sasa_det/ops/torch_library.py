@@ -10,11 +10,12 @@ from torch import Tensor
 
 from _sasa_det_startup import when_imported
 
+from .arguments import check_tensors, check_window
 from .autograd import LocalAttention, below_autograd, is_transformed
 from .backends import native
 from .backends.choice import choose_backend, logs_choices
 from .flop_counters import register_with_torch
-from .window import Window, empty_logsumexp, empty_output
+from .window import Window, compute_dtype, empty_logsumexp, empty_output
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
 _INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col'
@@ -58,23 +59,42 @@ def _check_grad(name: str, x: Optional[Tensor], of: Optional[Tensor]) -> None:
         )
 
 
-def _forward(query, key, value, rel_row, rel_col, *options):
+def _check(query, key, value, rel_row, rel_col, *options) -> Window:
+    """Check what the op was given: kernels read and write as it says, and exported graphs call it as it is."""
+    check_window(*options)
+    window = Window(*options[:-1])
+    check_tensors(query, key, value, rel_row, rel_col, window)
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
-    window, backend = Window(*options[:-1]), options[-1]
+    return window
+
+
+def _check_logsumexp(x: Tensor, query: Tensor, window: Window) -> None:
+    batch, _, height, width = query.shape
+    shape, dtype = (batch, window.num_heads, height, width), compute_dtype(query.dtype)
+    if x.shape != shape or x.dtype != dtype or x.device != query.device:
+        raise ValueError(
+            f'local_attention: logsumexp must be {shape} in {dtype} on {query.device}, '
+            f'but is {tuple(x.shape)} in {x.dtype} on {x.device}'
+        )
+
+
+def _forward(query, key, value, rel_row, rel_col, *options):
+    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[-1]
     run = choose_backend(backend, query, window)
     return run.forward(query, key, value, rel_row, rel_col, window)
 
 
 def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
     maps, options = maps_and_options[:3], maps_and_options[3:]
-    _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
+    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[-1]
+    _check_logsumexp(logsumexp, query, window)
     # The kernels write wherever these say.
     _check_grad('grad', grad, query)
     for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):
         _check_grad(f'grad_{name}', to, of)
-    window, backend = Window(*options[:-1]), options[-1]
     run = choose_backend(backend, query, window)
-    grads = run.backward(grad, query, key, value, rel_row, rel_col, logsumexp, maps, window)
+    inputs = (query, key, value, rel_row, rel_col)
+    grads = run.backward(grad, *inputs, logsumexp.contiguous(), maps, window)
     return _some(query, grads)
 
 
@@ -90,8 +110,10 @@ def _some(like, tensors) -> tuple:
 
 
 def _fake_forward(query, key, value, rel_row, rel_col, *options):
+    window = Window(*options[:-1])
+    check_tensors(query, key, value, rel_row, rel_col, window)
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
-    return empty_output(query), empty_logsumexp(query, Window(*options[:-1]).num_heads)
+    return empty_output(query), empty_logsumexp(query, window.num_heads)
 
 
 def _fake_backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
@@ -150,7 +172,6 @@ def attend(*args) -> Tuple[Tensor, Tensor]:
     device = args[0].device.type
     if _is_autocast_enabled(device):
         args = (*cast(device, *args[:5]), *args[5:])
-    _check_dtypes(args[0], key=args[1], value=args[2], rel_row=args[3], rel_col=args[4])
     with torch.autocast(device, enabled=False):
         return LocalAttention.apply(*args)
 

@@ -71,19 +71,6 @@ def test_backward_writes_into_no_other_map(spoil, message):
         )
 
 
-@backends('native')
-def test_backward_takes_no_tables_of_two_shapes(backend):
-    # local_attention refuses them first; the op by itself would write past the smaller.
-    case = Case(positions='per_head')
-    query, key, value, row, col = case.inputs(torch.float32)
-    window = tuple(case.options[name] for name in WINDOW)
-    _, logsumexp = torch.ops.sasa_det.local_attention(query, key, value, row, col, *window, backend)
-    with pytest.raises(RuntimeError, match=r'rel_row is \[2, 2, 3\], rel_col \[1, 2, 3\]'):
-        torch.ops.sasa_det.local_attention_backward(
-            query, query, key, value, row, col[:1], logsumexp, *window, backend
-        )
-
-
 @fused
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
 def test_compiles_as_one_graph(layout, backend):

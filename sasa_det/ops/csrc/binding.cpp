@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "launch.h"
 
@@ -67,9 +68,35 @@ bool is_gradient(const OptionalTensor& x, const OptionalTensor& of) {
   return !x || (same_type_and_device(x, *of) && x->sizes() == of->sizes());
 }
 
+// Whether the kernels may read and write as the arguments say. The op is also called without Python's
+// local_attention, as exported graphs do; Python then says what is wrong.
+bool is_well_formed(INPUTS, OPTIONS(StringView)) {
+  if (kernel_size < 1 || kernel_size % 2 == 0 || num_heads < 1 || dilation < 1) return false;
+  if ((border != "zeros" && border != "mask") || !std::isfinite(scale)) return false;
+  if (query.dim() != 4) return false;
+  const auto size = query.sizes();
+  if (size[1] == 0 || size[1] % num_heads != 0 || size[2] == 0 || size[3] == 0) return false;
+  if (value.sizes() != size || (key && key->sizes() != size)) return false;
+  if (rel_row.has_value() != rel_col.has_value() || !(key || rel_row)) return false;
+  if (!rel_row) return true;
+  const auto table = rel_row->sizes();
+  const int64_t depth = size[1] / num_heads;
+  return rel_row->dim() == 3 && rel_col->sizes() == table && depth % 2 == 0 && table[1] == depth / 2 &&
+         table[2] == kernel_size && (table[0] == 1 || table[0] == num_heads);
+}
+
+// Whether a tensor may be what the forward gave the backward.
+bool is_logsumexp(const Tensor& x, const Tensor& query, int64_t num_heads) {
+  const auto type = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  return x.scalar_type() == type && x.device() == query.device() && x.is_contiguous() && x.dim() == 4 &&
+         x.size(0) == query.size(0) && x.size(1) == num_heads && x.size(2) == query.size(2) &&
+         x.size(3) == query.size(3);
+}
+
 // Whether these kernels are to compute it, without an error or a log of the choice.
-bool is_native(INPUTS, int64_t kernel_size, StringView backend) {
+bool is_native(INPUTS, OPTIONS(StringView), StringView backend) {
   if (kernel_size > sasa::LARGEST_KERNEL) return false;
+  if (!is_well_formed(THE_INPUTS, kernel_size, num_heads, dilation, border, scale)) return false;
   if (!(same_type_and_device(key, query) && same_type_and_device(value, query) &&
         same_type_and_device(rel_row, query) && same_type_and_device(rel_col, query)))
     return false;
@@ -80,7 +107,8 @@ bool is_native(INPUTS, int64_t kernel_size, StringView backend) {
 }
 
 std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
-  if (is_native(THE_INPUTS, kernel_size, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  if (is_native(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend))
+    return sasa::forward(THE_INPUTS, THE_OPTIONS);
   const pybind11::gil_scoped_acquire gil;
   return python->forward(THE_INPUTS, OPTIONS_FOR_PYTHON).cast<std::tuple<Tensor, Tensor>>();
 }
@@ -112,7 +140,9 @@ Tensor or_empty(const OptionalTensor& x, const Tensor& query) {
 std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Tensor& logsumexp,
                                             GRAD_MAPS, OPTIONS(StringView), StringView backend) {
   if (is_gradient(grad, query) && is_gradient(grad_query, query) && is_gradient(grad_key, key) &&
-      is_gradient(grad_value, value) && is_native(THE_INPUTS, kernel_size, backend)) {
+      is_gradient(grad_value, value) &&
+      is_native(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend) &&
+      is_logsumexp(logsumexp, query, num_heads)) {
     const auto [row, col] =
         sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
     return {or_empty(row, query), or_empty(col, query)};
