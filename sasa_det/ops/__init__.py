@@ -1,4 +1,4 @@
-"""What is computed: functions on tensors, without parameters."""
+"""The computation: functions on tensors, without learned parameters."""
 
 from .backends.choice import available_backends
 from .local_attention import check_window, local_attention

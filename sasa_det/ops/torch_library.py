@@ -23,21 +23,21 @@ _LIB.define(
     f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
 )
-# The same with the gradients of the maps written where they are wanted, which spares the layer a copy.
+# The same, but it writes the gradients of the maps into given tensors, which saves the layer a copy.
 _GRAD_MAPS = 'Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value'
 _LIB.define(
     f'local_attention_backward_into(Tensor grad, {_INPUTS}, Tensor logsumexp, {_GRAD_MAPS}, {_OPTIONS})'
     ' -> (Tensor, Tensor)'
 )
 
-# The overloads: a packet would look for its own at each call.
+# Overloads rather than packets: a packet looks up its overload at each call.
 ATTEND = torch.ops.sasa_det.local_attention.default
 ATTEND_BACKWARD = torch.ops.sasa_det.local_attention_backward.default
 ATTEND_BACKWARD_INTO = torch.ops.sasa_det.local_attention_backward_into.default
 
 
 def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
-    # Here and not in local_attention, since autocast has only now cast what it casts.
+    # Here and not in local_attention, since autocast casts only after that.
     for name, x in others.items():
         if x is not None and x.dtype != query.dtype:
             raise TypeError(
@@ -67,7 +67,7 @@ def _forward(query, key, value, rel_row, rel_col, *options):
 def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
     maps, options = maps_and_options[:3], maps_and_options[3:]
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
-    # The kernels write wherever these say.
+    # The kernels write wherever these tensors point.
     _check_grad('grad', grad, query)
     for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):
         _check_grad(f'grad_{name}', to, of)
@@ -84,7 +84,7 @@ def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
 
 
 def _some(like, tensors) -> tuple:
-    # A schema cannot say that a tensor is optional in a result.
+    # A schema cannot declare a returned tensor optional.
     return tuple(like.new_empty(0) if x is None else x for x in tensors)
 
 
@@ -107,15 +107,15 @@ def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
 
 
 def _differentiable(*args):
-    # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
-    # refuses forward-mode differentiation, which goes on without them.
+    # A Function takes a tenth of a small map's time, and records nothing when gradients are off. But it
+    # also refuses forward-mode differentiation, which needs no grad mode.
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
         return _LocalAttention.apply(*args)
     return below_autograd(*args)
 
 
 def below_autograd(*args) -> Tuple[Tensor, Tensor]:
-    """Call the op out of autograd's sight, with all of its arguments in the order of its schema.
+    """Call the op below autograd, with all of its arguments in the order of its schema.
 
     Returns:
         The output, and the log-sum-exp for the backward.
@@ -128,7 +128,7 @@ class _LocalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, rel_row, rel_col, *options):
         output, logsumexp = below_autograd(query, key, value, rel_row, rel_col, *options)
-        # Not the output: what follows may well be a ReLU in place, as after a convolution.
+        # The output is not saved: an in-place ReLU may follow, as after a convolution.
         ctx.save_for_backward(query, key, value, rel_row, rel_col, logsumexp)
         ctx.options = options
         ctx.mark_non_differentiable(logsumexp)
@@ -150,7 +150,7 @@ def _autocast(device_type: str):
     def cast_and_call(query, key, value, rel_row, rel_col, *options):
         dtype = _autocast_dtype(device_type)
         inputs = (
-            # float64 stays, as in autocast's own rule for convolutions.
+            # float64 is not cast, as in autocast's own rule for convolutions.
             x if x is None or x.dtype == torch.float64 else x.to(dtype)
             for x in (query, key, value, rel_row, rel_col)
         )
@@ -180,5 +180,5 @@ _register_fake = getattr(torch.library, 'register_fake', None) or torch.library.
 _register_fake('sasa_det::local_attention')(_fake_forward)
 _register_fake('sasa_det::local_attention_backward')(_fake_backward)
 _register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
-# Not before somebody counts: torch's counter imports Triton, which a CPU does without.
+# Only once somebody counts FLOPs: torch's counter imports Triton, which a CPU does not need.
 when_imported('torch.utils.flop_counter', register_with_torch)
