@@ -1,9 +1,9 @@
-"""Acting on modules that others import; and the one thing that Python does at its start for sasa_det.
+"""How sasa_det acts on modules that others import, and on Python's start.
 
 mmengine resolves ``_base_ = 'sasa_det::...'`` only for packages in a table of its own, and reads a config's
-bases before its ``custom_imports``. Importing sasa_det from a config therefore comes too late. Where sasa_det
-is installed, ``sasa_det.pth`` (``sasa_det.start`` from Python 3.15 on, PEP 829) has Python call :func:`start`,
-which imports nothing: it waits until somebody imports mmengine's table.
+bases before its ``custom_imports``. Importing sasa_det from a config therefore comes too late. So an installed
+``sasa_det.pth`` (``sasa_det.start`` from Python 3.15 on, PEP 829) makes Python call :func:`start`. It imports
+nothing, but waits until mmengine's table is imported.
 """
 
 import sys
@@ -18,7 +18,7 @@ class _Watcher:
         self.waiting = {}
 
     def find_spec(self, name, path=None, target=None):
-        """Find a module by the other finders; have its loader call what waits for it."""
+        """Find a module by the other finders; make its loader call the waiting functions."""
         if name not in self.waiting:
             return None
         for finder in sys.meta_path:
@@ -34,7 +34,7 @@ class _Watcher:
 
         def execute_and_act(module):
             execute(module)
-            # Not in find_spec: who only looks for a module does not import it.
+            # Not in find_spec: a caller may look for a module without importing it.
             for act in self.waiting.pop(name, ()):
                 act(module)
 
@@ -46,11 +46,11 @@ _WATCHER = _Watcher()
 
 
 def when_imported(name, act):
-    """Call ``act`` with a module: now if it is imported already, else as soon as it is.
+    """Call ``act`` with a module: now if it is imported already, else after its import.
 
     Args:
         name: The module's full name.
-        act: What to call.
+        act: The function to call.
 
     Example:
         >>> when_imported('sys', lambda module: print(module.__name__))
@@ -76,13 +76,14 @@ def add_to_table(table):
         >>> 'sasa_det' in mmengine.config.utils.MODULE2PACKAGE
         True
     """
-    # mmengine would look where pip's metadata lies, which is wrong for an editable install. It has
-    # no metadata of this name, a module's, and then asks Python's import system: always right.
+    # By a distribution's name mmengine would search beside pip's metadata, which is wrong for an
+    # editable install. This is a module's name, without metadata: for it mmengine asks Python's
+    # import system, which is always right.
     table.MODULE2PACKAGE.setdefault('sasa_det', 'sasa_det.version')
 
 
 def start():
-    """Add sasa_det to mmengine's table as soon as that is imported.
+    """Add sasa_det to mmengine's table once that is imported.
 
     Example:
         >>> start()

@@ -1,7 +1,7 @@
-"""What pyproject.toml cannot say: dependencies, C++ kernels, startup files, an sdist of the same bytes.
+"""What pyproject.toml cannot express: dependencies, C++ kernels, startup files, a reproducible sdist.
 
-The dependencies are read where they are checked as well. The kernels are built where torch and a compiler are
-there, and left out otherwise. Python reads the startup files, which lie beside the package; with them mmengine
+The dependencies are read from the file that also checks them. The kernels are built if torch and a compiler
+are available, else left out. Python reads the startup files beside the package, through which mmengine
 resolves ``_base_ = 'sasa_det::...'``: see _sasa_det_startup.py.
 """
 
@@ -18,12 +18,12 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 try:
-    # Not there where pip isolates the build: then sasa_det computes in plain PyTorch.
+    # Missing if pip isolates the build: then sasa_det computes in plain PyTorch.
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     BuildExtension = None
 
-# Python 3.15 and later read the second and leave the first alone.
+# Python 3.15 and later read the second and ignore the first.
 STARTUP = ['sasa_det.pth', 'sasa_det.start']
 
 
@@ -31,7 +31,7 @@ class BuildWithStartup(build_py):
     """Build the package and put the startup files beside it."""
 
     def run(self):
-        """Build; an editable install takes nothing from there and gets the files as data."""
+        """Build; an editable install skips this folder and gets the files as data."""
         super().run()
         if not self.editable_mode:
             for name in STARTUP:
@@ -39,13 +39,13 @@ class BuildWithStartup(build_py):
 
 
 class ReproducibleSdist(sdist):
-    """Pack the same files into the same bytes, whenever and by whomever."""
+    """Pack the same files into the same bytes, at any time and by any user."""
 
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
-        """Write the .tar.gz with one time, SOURCE_DATE_EPOCH or 1980's first day, and no owner."""
+        """Write the .tar.gz with one timestamp, SOURCE_DATE_EPOCH or the first day of 1980, and no owner."""
         if format != 'gztar':
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
-        # The earliest that a zip can hold.
+        # The earliest timestamp of a zip.
         time = int(os.environ.get('SOURCE_DATE_EPOCH', 315532800))
 
         def without_circumstances(member):
@@ -67,13 +67,13 @@ class ReproducibleSdist(sdist):
 
 
 class DistributionWithData(Distribution):
-    """Answers the question under the name that setuptools' editable installs ask it by."""
+    """Provide has_data_files under the name that setuptools' editable installs call."""
 
     has_data = Distribution.has_data_files
 
 
 def native_kernels():
-    """Give setup() the C++ kernels, and the command that builds them or says why it could not."""
+    """Return the C++ kernels for setup(), and the command that builds them or reports the failure."""
     if BuildExtension is None:
         return [], {}
 
@@ -81,18 +81,18 @@ def native_kernels():
         """Build the kernels, or go on without them."""
 
         def run(self):
-            """Build, and say what went wrong if something did."""
+            """Build, and print the error if it fails."""
             try:
                 super().run()
-            except Exception as error:  # whatever a compiler may lack; eager does without it
+            except Exception as error:  # a compiler may fail in any way; eager needs none
                 self.extensions = []
                 print(f'sasa_det: the C++ kernels were not built, eager is used: {error}')
 
     kernels = CppExtension(
         'sasa_det.ops._native',
         sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
-        # OpenMP is for ATen's parallel_for. It is not linked: torch brings the runtime that its own
-        # threads live in, and a second one would start as many again.
+        # OpenMP is for ATen's parallel_for. It is not linked: torch loads the runtime of its own
+        # threads, and a second runtime would start as many again.
         extra_compile_args=['-O3', *(['-fopenmp'] if sys.platform == 'linux' else [])],
         depends=glob.glob('sasa_det/ops/csrc/*.h'),
     )
@@ -110,10 +110,10 @@ bounds = {**stack['COMMON'], **stack['OPENMMLAB']}
 
 extensions, commands = native_kernels()
 setup(
-    # rich for progress bars and tables; mmengine needs it as well.
+    # rich for progress bars and tables; mmengine needs it too.
     install_requires=[*(name + bound for name, bound in bounds.items()), 'rich'],
-    # A plain path to the checkout. setuptools' default finder comes after Python's own: in the folder that
-    # holds a checkout named sasa_det, that would take the checkout for an empty namespace package.
+    # A plain path to the checkout. setuptools' default finder runs after Python's own. In the parent
+    # folder of a checkout named sasa_det, Python's would take the checkout for an empty namespace package.
     options={'editable_wheel': {'mode': 'compat'}},
     distclass=DistributionWithData,
     cmdclass={'build_py': BuildWithStartup, 'sdist': ReproducibleSdist, **commands},

@@ -59,7 +59,7 @@ TITLES = {
 
 
 def by_threads(threads: int, call: Callable) -> None:
-    """Call, with so many threads of torch's."""
+    """Call with a number of torch threads."""
     torch.set_num_threads(threads)
     call()
 
@@ -107,7 +107,7 @@ def main() -> None:
     if options.memory_of:
         shape, batch, kernel_size = cases[0]
         shape = (batch, *SIZES[shape])
-        # Loads its libraries; what is compiled is so for one shape.
+        # Loads its libraries; compiled code is for one shape.
         warm = shape if options.memory_of == 'compiled' else (1, shape[1], 8, 8)
         Subject(options.memory_of, warm, kernel_size).both()
         print(peak_growth(Subject(options.memory_of, shape, kernel_size).both))

@@ -42,7 +42,7 @@ from .measuring import (
 from .subjects import SHAPES, Subject, as_row
 
 SUBJECTS = ('conv3x3', 'core', 'layer', 'flex', 'eager', 'unfold')
-# Compile for half a minute, or take up to a hundred times as long as the others.
+# These compile for half a minute, or take up to a hundred times as long as the others.
 ONLY_AT_P3 = ('flex', 'eager', 'unfold')
 DETECTORS = (
     'retinanet_r50_fpn_1x_coco',
@@ -82,12 +82,12 @@ new_subject = partial(
 
 
 class Report:
-    """What has been measured and what has not, and why.
+    """The measurements so far, and the missing ones with their reasons.
 
     Args:
         out: OUT of OUT.json and OUT.md, written after each case.
-        machine: In words.
-        minutes: After which no further case begins.
+        machine: Its description.
+        minutes: Time after which no further case begins.
     """
 
     def __init__(self, out: Path, machine: dict, minutes: float) -> None:
@@ -97,7 +97,7 @@ class Report:
         self.rows, self.detectors, self.missing = [], [], []
 
     def attempt(self, what: str, call):
-        """Return what a call returns; None, with a line in the report, if it fails or comes too late."""
+        """Return a call's result; None, with a line in the report, if it fails or comes too late."""
         if time.monotonic() > self.end:
             self.missing.append(dict(not_measured=what, why='the time was up'))
             return None
@@ -105,13 +105,13 @@ class Report:
             result = call()
             torch.cuda.empty_cache()
             return result
-        except Exception as error:  # of a compiler, of the GPU's memory, of what is not installed
+        except Exception as error:  # of a compiler, of the GPU's memory, of a missing package
             why = f'{type(error).__name__}: {error}'.splitlines()[0]
             self.missing.append(dict(not_measured=what, why=why))
             return None
 
     def markdown(self) -> str:
-        """Lay everything out as text."""
+        """Format the results as text."""
         parts = [as_markdown(self.machine, TITLES, self.rows)]
         if self.detectors:
             parts.append(as_markdown({}, DETECTOR_TITLES, self.detectors))
@@ -119,7 +119,7 @@ class Report:
         return '\n'.join(parts)
 
     def write(self) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         rows = self.rows + self.detectors + self.missing
         write(self.out, self.machine, rows, self.markdown())
 
@@ -127,14 +127,14 @@ class Report:
 def time_attention(
     report: Report, names: list, shape: str, batch: int, clock, host_clock=until_queued
 ) -> None:
-    """Time all that there is to time at a shape."""
+    """Time all subjects at a shape."""
     case = (shape, batch, KERNEL_SIZE)
     size = (batch, *SHAPES[shape])
     subjects, memory = {}, {}
 
     def prepare(name):
         subject = new_subject(name, size)
-        subject.both()  # compiles, and loads what takes memory once
+        subject.both()  # compiles, and makes one-time allocations
         return subject, gpu_peak_growth(subject.both)
 
     for name in names:
@@ -167,14 +167,14 @@ def time_attention(
 
 
 def time_detectors(report: Report, batch: int, clock) -> None:
-    """Time training iterations, each detector after the other in turns, and weigh their memory."""
+    """Time training iterations, the detectors in turns, and measure their peak memory."""
     detectors, memory = {}, {}
 
     def prepare(name):
         from detector import Detector, make_batch
 
         detector = Detector(name, make_batch(800, 1333, batch), 'cuda')
-        detector.train()  # compiles, and makes the momentum
+        detector.train()  # compiles, and allocates the momentum
         return detector, gpu_peak_growth(detector.train)
 
     for name in DETECTORS:
@@ -240,7 +240,7 @@ def main() -> None:
         for shape in options.shapes
         for batch in options.batches
     ]  # fmt: skip
-    # P3 first, the detectors next, in case that time runs out.
+    # P3 first, then the detectors, in case time runs out.
     place = len(options.batches)
     cases[place:place] = [
         partial(time_detectors, report, batch, clock) for batch in options.detectors

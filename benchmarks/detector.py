@@ -53,7 +53,7 @@ TITLES = {
 
 
 def make_batch(height: int, width: int, batch: int) -> dict:
-    """Make images with eight boxes each, as a dataloader would give them."""
+    """Make images with eight boxes each, in a dataloader's format."""
     random = np.random.RandomState(0)
     inputs, samples = [], []
     for _ in range(batch):
@@ -79,9 +79,9 @@ class Detector:
     """A detector in training.
 
     Args:
-        name: Of a config in configs/retinanet, without its suffix, or the path of any.
-        batch: What to train and infer on.
-        device: Where; on 'cuda' in channels_last, under float16 autocast with scaled gradients.
+        name: A config in configs/retinanet, without its suffix, or the path of any config.
+        batch: The batch to train and infer on.
+        device: The device; on 'cuda' in channels_last, under float16 autocast with scaled gradients.
     """
 
     def __init__(self, name: str, batch: dict, device: str = 'cpu') -> None:
@@ -101,12 +101,12 @@ class Detector:
         self.batch = batch
 
     def train(self) -> None:
-        """Take a step."""
+        """Run a training step."""
         self.model.train()
         self.model.train_step(self.batch, self.optimizer)
 
     def infer(self) -> None:
-        """Detect."""
+        """Run an inference."""
         self.model.eval()
         with torch.no_grad():
             self.model.test_step(self.batch)

@@ -54,7 +54,7 @@ TITLES = {
 
 
 def build(name: str) -> DecodedDetector:
-    """Build a detector of random weights, the same for each call."""
+    """Build a detector of random weights, the same in each call."""
     register_all_modules()
     sasa_det.register()
     config = read_config(find_config(name))
@@ -66,7 +66,7 @@ def build(name: str) -> DecodedDetector:
 
 
 def caller(runtime: str, name: str, path: Path, images: torch.Tensor):
-    """Give a function that detects and returns boxes and scores as arrays."""
+    """Return a function that detects and returns boxes and scores as arrays."""
     if runtime == 'torch':
         model = build(name)
 
@@ -78,7 +78,7 @@ def caller(runtime: str, name: str, path: Path, images: torch.Tensor):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    # Between rounds its threads would keep the cores busy, waiting for work.
+    # Otherwise its threads keep the cores busy between rounds, waiting for work.
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     return lambda: session.run(None, dict(images=images.numpy()))

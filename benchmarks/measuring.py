@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, timing by turns, memory by processes of their own."""
+"""How the benchmarks measure: the machine, time in alternating turns, memory in separate processes."""
 
 import argparse
 import ctypes
@@ -20,7 +20,7 @@ import torch
 
 
 def describe_machine() -> dict:
-    """Say what runs: processor, threads, versions, FLOP/s of multiply-adds, bytes/s of a copy.
+    """Describe the CPU: processor, threads, versions, FLOP/s of multiply-adds, bytes/s of a copy.
 
     Raises:
         FileNotFoundError: There is no C++ compiler; CXX may name it.
@@ -42,7 +42,7 @@ def describe_machine() -> dict:
 
 
 def describe_gpu() -> dict:
-    """Say what runs: GPU, versions, FLOP/s of a bfloat16 matrix product, bytes/s of a copy."""
+    """Describe the GPU: name, versions, FLOP/s of a bfloat16 matrix product, bytes/s of a copy."""
     import triton
 
     gpu = torch.cuda.get_device_properties(0)
@@ -66,10 +66,10 @@ def describe_gpu() -> dict:
 
 
 def by_device_events() -> Callable:
-    """Return a function that calls what it is given and says how many seconds the GPU was at it.
+    """Return a function that runs a callable and returns the seconds it took on the GPU.
 
-    First it writes more than the caches hold, for some milliseconds: they are as cold as amid a network, and
-    what is timed is queued meanwhile, so that the GPU need not wait for Python.
+    First it writes more than the caches hold, for some milliseconds. So the caches are as cold as inside of
+    a network. Meanwhile the timed kernels are queued, so that the GPU does not wait for Python.
     """
     rubbish = torch.empty(2**30, dtype=torch.uint8, device='cuda')
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -87,13 +87,13 @@ def by_device_events() -> Callable:
 
 
 def until_queued(call: Callable) -> float:
-    """Call, and say how many seconds it took Python to queue on the GPU what there is to do."""
+    """Call, and return the seconds that Python took to queue the work on the GPU."""
     torch.cuda.synchronize()
     return _seconds(call)
 
 
 def gpu_peak_growth(call: Callable) -> int:
-    """Call, and measure by how many bytes the GPU memory of this process grew at its peak."""
+    """Call, and measure the peak growth of this process's GPU memory in bytes."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -103,9 +103,9 @@ def gpu_peak_growth(call: Callable) -> int:
 
 
 def _multiply_adds() -> float:
-    """Measure FLOP/s of multiply-adds on registers, on torch's threads at once, which no kernel can exceed.
+    """Measure FLOP/s of multiply-adds on registers, on all of torch's threads: no kernel can exceed it.
 
-    Not of a matrix product: torch's own gets to half of it on some processors, its convolution to more.
+    A matrix product would not do: torch's reaches half of this on some processors, its convolution more.
     """
     vector_bytes = {'AVX512': 64, 'AVX2': 32}.get(torch.backends.cpu.get_cpu_capability(), 16)
     with TemporaryDirectory() as folder:
@@ -124,8 +124,8 @@ def _multiply_adds() -> float:
     def run(_) -> float:
         return multiply_add(10**8, 0.5, 1.0, ctypes.c_float())
 
-    # Threads of Python's: ctypes lets go of its lock. They run for a fifth of a second at a time, since they
-    # may begin on one core.
+    # Python threads suffice, as ctypes releases the GIL. They run for a fifth of a second at a time, since
+    # they may begin on one core.
     threads = range(torch.get_num_threads())
     with ThreadPoolExecutor(len(threads)) as pool:
         flop = sum(pool.map(run, threads))
@@ -133,7 +133,7 @@ def _multiply_adds() -> float:
 
 
 def _copy() -> float:
-    """Measure bytes/s, read and written, of a copy that no cache holds."""
+    """Measure bytes/s, read plus written, of a copy too large for the caches."""
     a, b = torch.randn(2, 2**26).unbind()
     return 2 * a.nbytes / min(_seconds(lambda: b.copy_(a)) for _ in range(5))
 
@@ -152,16 +152,16 @@ def take_turns(
     most: float = float('inf'),
     turn: float = 0,
 ) -> Dict[Hashable, Dict[str, float]]:
-    """Time subjects round by round, so that a machine's moods meet all of them.
+    """Time subjects round by round, so that changes in the machine's speed affect all of them.
 
     Args:
-        subjects: By name, and then by the name of the measure, what to call.
-        seconds: For each subject; then it leaves the round.
+        subjects: The callables, by the subject's name, then by the measure's name.
+        seconds: Time per subject, after which it leaves the rounds.
         least: Number of rounds that no subject leaves.
-        clock: Calls what it is given and returns how many seconds that took.
+        clock: Runs a callable and returns the seconds it took.
         most: Number of rounds after which all leave.
-        turn: Seconds for which a call is repeated before the next has its turn; 0 for one call, which finds
-            the caches as the others left them.
+        turn: Seconds for which a call is repeated in its turn. 0 for one call, which finds the caches as
+            the others left them.
 
     Returns:
         Median seconds by the same names.
@@ -200,27 +200,27 @@ def above_zero(number: type) -> Callable:
             raise argparse.ArgumentTypeError(f'{text} is not above 0')
         return value
 
-    parse.__name__ = number.__name__  # what argparse calls text that is none
+    parse.__name__ = number.__name__  # argparse's name for the type, in errors
     return parse
 
 
 def peak_growth(call: Callable) -> int:
-    """Call, and measure by how many bytes this process's resident memory grew at its peak."""
-    Path('/proc/self/clear_refs').write_text('5')  # the peak is what is resident now
+    """Call, and measure the peak growth of this process's resident memory in bytes."""
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak to the current resident memory
     before = _status('VmRSS')
     call()
     return _status('VmHWM') - before
 
 
 def _status(name: str) -> int:
-    # Not getrusage's peak, which a process takes over from the one that started it.
+    # getrusage's peak is unsuitable: a process inherits it from its parent.
     text = Path('/proc/self/status').read_text()
     return 1024 * int(re.search(rf'{name}:\s*(\d+) kB', text)[1])
 
 
 def in_own_process(*arguments) -> int:
     """Run the calling program with other arguments and return the number that it prints last."""
-    # By its module's name, as `python -m` started it: as a file it could not import its neighbours.
+    # By module name, as with `python -m`: run as a file, it could not import its neighbours.
     program = ('-m', sys.modules['__main__'].__spec__.name)
     command = [sys.executable, *program, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -228,7 +228,7 @@ def in_own_process(*arguments) -> int:
 
 
 def write(out: Path, machine: dict, rows: List[dict], markdown: str) -> None:
-    """Write OUT.json and OUT.md; after each case, so that Ctrl-C loses none."""
+    """Write OUT.json and OUT.md, after each case, so that Ctrl-C loses none."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix('.json').write_text(
         json.dumps(dict(machine=machine, rows=rows), indent=2) + '\n'
@@ -237,12 +237,12 @@ def write(out: Path, machine: dict, rows: List[dict], markdown: str) -> None:
 
 
 def as_markdown(machine: dict, titles: Dict[str, str], rows: List[dict]) -> str:
-    """Lay rows out as a table.
+    """Format rows as a table.
 
     Args:
-        machine: Said above the table.
-        titles: A column's title and the format of its cells.
-        rows: One line each.
+        machine: Its description, printed above the table.
+        titles: Per column, its title and the format of its cells.
+        rows: The rows, one line each.
     """
     lines = [
         ', '.join(f'{key} {value}' for key, value in machine.items()),

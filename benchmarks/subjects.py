@@ -1,4 +1,4 @@
-"""What the attention benchmarks time: attention in several ways and the convolution, at RetinaNet's shapes."""
+"""The benchmarks' subjects: attention in several ways, and the convolution, at RetinaNet's shapes."""
 
 from functools import cache, partial
 
@@ -32,8 +32,8 @@ BACKENDS = {
 def unfold_as_published(query, key, value, rel_row, rel_col, kernel_size):
     """Attend with whole windows of keys and values in memory.
 
-    So do the public implementations of the paper; but they apply the softmax to each product, and this
-    to their sum over a head's channels, which is the formula.
+    So do the public implementations of the paper, but they apply the softmax to each product. Here it
+    applies to the sum over a head's channels, as in the formula.
     """
     batch, channels, height, width = query.shape
 
@@ -55,7 +55,7 @@ def unfold_as_published(query, key, value, rel_row, rel_col, kernel_size):
 
 @cache
 def _flex_mask(height: int, width: int, kernel_size: int, device: str):
-    """Lay out which keys of a padded map are in a query's window, for flex_attention."""
+    """Build flex_attention's mask: the keys of a padded map in a query's window."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     span = width + kernel_size - 1
@@ -72,14 +72,14 @@ def _flex_mask(height: int, width: int, kernel_size: int, device: str):
 def _flex(compiled: bool):
     from torch.nn.attention.flex_attention import flex_attention
 
-    # It alone: of the whole function torch 2.13 compiles another formula on the CPU.
+    # Only this part is compiled: from the whole function torch 2.13 compiles another formula on the CPU.
     return torch.compile(flex_attention, dynamic=False) if compiled else flex_attention
 
 
 def attend_by_flex(query, key, value, rel_row, rel_col, mask, compiled=False):
-    """Attend by torch's flex_attention, pixels in the order of rows, the terms q.r as its score_mod.
+    """Attend by torch's flex_attention, with pixels in row-major order and the terms q.r as its score_mod.
 
-    Zeros around the keys and values are keys as any other, as the operator has it.
+    As in the operator, the zeros around the map are keys and values like any other.
     """
     height, width = query.shape[2:]
     kernel_size = rel_row.shape[2]
@@ -103,15 +103,15 @@ def attend_by_flex(query, key, value, rel_row, rel_col, mask, compiled=False):
 
 
 class Subject:
-    """Something to time: a function of leaves that need gradients.
+    """A subject to time: a function of leaf tensors that need gradients.
 
     Args:
         name: 'conv3x3', 'layer', 'core', 'eager', 'unfold', 'public unfold', 'compiled' or 'flex'.
         shape: (B, C, H, W).
-        kernel_size: Of the attention.
-        device: Where.
-        dtype: Of all tensors.
-        layout: Of the maps.
+        kernel_size: The attention's kernel_size.
+        device: Device of all tensors.
+        dtype: Type of all tensors.
+        layout: Memory format of the maps.
     """
 
     def __init__(
@@ -149,11 +149,11 @@ class Subject:
             )
         for leaf in self.leaves:
             leaf.requires_grad_()
-        # The output's gradient exists before the backward, as it does in training.
+        # The output's gradient exists before the backward, as in training.
         self.grad = draw(shape)
 
     def forward(self) -> torch.Tensor:
-        """Compute without keeping anything for a backward."""
+        """Compute without saving anything for a backward."""
         with torch.no_grad():
             return self.call(*self.leaves)
 
@@ -165,10 +165,10 @@ class Subject:
         """Compare the output and all gradients with the reference's in float32 on the CPU.
 
         Args:
-            tolerance: Of the norm of an error, in that of the truth.
+            tolerance: Largest norm of an error, relative to the norm of the reference.
 
         Raises:
-            AssertionError: They are not the same.
+            AssertionError: A result deviates by more.
         """
         name = self.name if self.name in ('conv3x3', 'layer') else 'unfold'
         truth = Subject(name, tuple(self.grad.shape), self.kernel_size)
@@ -181,7 +181,7 @@ class Subject:
         return True
 
     def traffic(self) -> tuple:
-        """Count the bytes that a forward, and it and its backward, cannot but read or write."""
+        """Count the bytes that a forward, and a forward with backward, must read or write at least."""
         leaves, grad = sum(leaf.nbytes for leaf in self.leaves), self.grad.nbytes
         return leaves + grad, 3 * leaves + 2 * grad
 
@@ -202,7 +202,7 @@ def _attention(name: str, shape: tuple, kernel_size: int, device: str):
 
 
 def flops(name: str, shape: tuple, kernel_size: int) -> tuple:
-    """Count the FLOPs of a forward, and of it and its backward; a multiply-add counts as two."""
+    """Count the FLOPs of a forward, and of a forward with backward; a multiply-add counts as two."""
     batch, channels, height, width = shape
     pixels = batch * height * width
     if name == 'conv3x3':
@@ -210,20 +210,20 @@ def flops(name: str, shape: tuple, kernel_size: int) -> tuple:
         return 2 * macs, 6 * macs
     core = count_macs(shape, kernel_size, True, True)
     projections = 3 * channels**2 * pixels if name == 'layer' else 0
-    # The backward projects and computes the logits again, and two products for each of the forward's.
+    # The backward repeats the projection and the logits, and takes two products per product of the forward.
     again = core * 3 - count_macs(shape, kernel_size, False, False)
     return 2 * (core + projections), 2 * (core + again + 4 * projections)
 
 
 def as_row(case: tuple, subject: str, shape: tuple, times: dict, machine: dict) -> dict:
-    """Put a subject's figures beside the convolution's and the machine's.
+    """Compare a subject's figures with the convolution's and the machine's.
 
     Args:
         case: Name of the shape, batch and kernel size.
-        subject: Whose figures.
+        subject: The subject.
         shape: (B, C, H, W).
-        times: Seconds by subject and way.
-        machine: With its FLOP/s.
+        times: Seconds by subject and pass.
+        machine: The machine's description, with its FLOP/s.
     """
     row = dict(zip(('shape', 'batch', 'kernel_size'), case), subject=subject)
     for way, count in zip(('forward', 'both'), flops(subject, shape, case[2])):

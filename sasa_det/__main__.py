@@ -1,4 +1,4 @@
-"""``python -m sasa_det`` is ``sasa-det``: for torchrun, and where the script is not installed."""
+"""Run ``sasa-det`` as ``python -m sasa_det``: for torchrun, and where the script is not installed."""
 
 import sys
 

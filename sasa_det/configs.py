@@ -1,16 +1,16 @@
-"""Configs: those that the package brings along, and reading any."""
+"""Which configs ship with the package, and how any config is read."""
 
 import argparse
 import difflib
 from pathlib import Path
 from typing import Dict, Sequence
 
-# As mmengine expects a package's configs there; in a checkout it is a link to configs/.
+# mmengine expects a package's configs there; in a checkout it is a link to configs/.
 CONFIGS = (Path(__file__).resolve().parent / '.mim' / 'configs').resolve()
 
 
 def shipped_configs() -> Dict[str, Path]:
-    """Find the configs that the package brings along, by name.
+    """Find the configs that ship with the package, by name.
 
     Examples:
         >>> shipped_configs()['retinanet_sasa-tiny_digits'].name
@@ -23,13 +23,13 @@ def shipped_configs() -> Dict[str, Path]:
 
 
 def find_config(name: str) -> Path:
-    """Find a config by its file, or by its name among those that the package brings along.
+    """Find a config by its file, or by its name among those that ship with the package.
 
     Args:
         name: A path, a name as `sasa-det configs` lists it, or ``sasa_det::folder/name.py``.
 
     Raises:
-        FileNotFoundError: There is none; names those that are spelt alike.
+        FileNotFoundError: There is none; names those of similar spelling.
 
     Examples:
         >>> find_config('retinanet_sasa-tiny_digits').name
@@ -50,7 +50,7 @@ def find_config(name: str) -> Path:
 
 
 def read_config(path, cfg_options: Sequence[str] = ()):
-    """Read a config and merge options into it; where that fails, say so in one line.
+    """Read a config and merge options into it; a failure is reported in one line.
 
     Args:
         path: Its file.
@@ -73,7 +73,7 @@ def read_config(path, cfg_options: Sequence[str] = ()):
     try:
         config = Config.fromfile(path)
         config.merge_from_dict(options)
-    except Exception as error:  # a config is a program, which may fail by any error
+    except Exception as error:  # a config is a program, which may raise any error
         reason = (str(error).strip() or 'no message').splitlines()[0]
         raise ValueError(
             f'{path}: cannot be read as a config ({type(error).__name__}: {reason})'
@@ -84,7 +84,7 @@ def read_config(path, cfg_options: Sequence[str] = ()):
 
 
 def describe_parts(model) -> str:
-    """Say in words which parts of a detector attend, as a plot's legend wants it.
+    """Say in words which parts of a detector attend, for a plot's legend.
 
     Args:
         model: A config's ``model``, made of this package's parts.

@@ -1,4 +1,4 @@
-"""All that sasa_det registers; mmdet's registries import this module when they are first asked."""
+"""All parts that sasa_det registers; mmdet's registries import this module at their first lookup."""
 
 from .environment.stack import describe, find_problems
 
@@ -8,7 +8,7 @@ if not _PROBLEMS:
     from . import data, models  # noqa: F401
     from .engine import distributed, hooks  # noqa: F401
 else:
-    # To raise here would keep others from their own parts: only who asks for one of ours is told.
+    # An error here would block everybody's parts, so only a lookup of ours raises it.
     from mmengine import registry
 
     _NAMES = dict(

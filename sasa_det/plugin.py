@@ -1,4 +1,4 @@
-"""What mmengine and mmdet are told of sasa_det, once somebody imports them. Nothing of theirs is replaced."""
+"""How sasa_det plugs into mmengine and mmdet once they are imported. Nothing of theirs is replaced."""
 
 from importlib import import_module
 from types import ModuleType
@@ -6,14 +6,14 @@ from types import ModuleType
 from _sasa_det_startup import start, when_imported
 
 PARTS = 'sasa_det.parts'
-# Those in which something of ours is registered.
+# The registries that hold parts of ours.
 REGISTRIES = ('MODELS', 'DATASETS', 'HOOKS', 'MODEL_WRAPPERS')
 
 
 def connect() -> None:
-    """Tell those that are imported already, and the others as soon as they are.
+    """Plug into the modules that are already imported, and into the others once they are.
 
-    Importing sasa_det does it. docs/faq.md lists the effects and their reasons.
+    ``import sasa_det`` calls this. docs/faq.md lists the effects and their reasons.
 
     Examples:
         >>> connect()
@@ -27,10 +27,10 @@ def connect() -> None:
 
 
 def register() -> None:
-    """Register all parts now, where a config leaves it to the first question of a registry.
+    """Register all parts now; with a config this happens at a registry's first lookup.
 
     Raises:
-        ImportError: The installed stack is not supported; says what to mend.
+        ImportError: The installed stack is not supported; says what to fix.
 
     Examples:
         >>> register()
@@ -45,14 +45,15 @@ def register() -> None:
 
 
 def build_sasa(*args, **kwargs):
-    """Build what ``conv_cfg=dict(type='SASA')`` stands for; see :func:`sasa_det.layers.build_sasa`."""
+    """Build the layer of ``conv_cfg=dict(type='SASA')``; see :func:`sasa_det.layers.build_sasa`."""
     from .layers import build_sasa as build
 
     return build(*args, **kwargs)
 
 
 def _add_convolution(registry: ModuleType) -> None:
-    # In mmengine's own, as mmcv's convolutions are, so that every project of the family finds it.
+    # In mmengine's own registry, like mmcv's convolutions, so that every OpenMMLab project finds
+    # it.
     if 'SASA' not in registry.MODELS.module_dict:
         registry.MODELS.register_module('SASA', module=build_sasa)
 
@@ -60,10 +61,10 @@ def _add_convolution(registry: ModuleType) -> None:
 def _add_location(registry: ModuleType) -> None:
     for name in REGISTRIES:
         each = getattr(registry, name)
-        if each._imported:  # it was asked before, and does not look again
+        if each._imported:  # it has imported its locations, and does so only once
             import_module(PARTS)
         elif PARTS not in each._locations:
-            # A new list: the old one may be shared by all registries that were given none.
+            # A new list: registries without locations of their own may share the old one.
             each._locations = [*each._locations, PARTS]
 
 

@@ -1,15 +1,15 @@
-"""The scope ``sasa_det``: what comes from a base ``sasa_det::`` is found in mmdet's registries.
+"""The scope ``sasa_det``: parts in a base config ``sasa_det::...`` are found in mmdet's registries.
 
-mmengine stamps ``_scope_='sasa_det'`` on what comes from such a base and then asks for this module.
-sasa_det registers its own parts in ``mmdet.registry.MODELS``, so each registry here is an empty
-child of mmdet's that passes on the search.
+mmengine adds ``_scope_='sasa_det'`` to the dicts of such a base, then imports this module. sasa_det
+registers its own parts in ``mmdet.registry.MODELS``. So each registry here is an empty child of
+mmdet's, which passes on the lookup.
 """
 
 import mmdet.registry
 from mmdet.utils import register_all_modules
 from mmengine.registry import Registry
 
-# A search goes up to mmdet's registries, but does not make them import what they are to hold.
+# A lookup reaches mmdet's registries, but does not make them import their modules.
 register_all_modules(init_default_scope=False)
 
 _REGISTRIES = {

@@ -42,7 +42,7 @@ done
     { echo "--epochs must be a whole number of at least 1, not '$EPOCHS'" >&2; exit 2; }
 [[ -z "$DATA" || -d "$DATA" ]] || { echo "--data: there is no folder '$DATA'" >&2; exit 2; }
 
-# Paths that the user gives are meant from where the user stands; ours from the project's folder.
+# The user's paths are relative to the user's folder, ours to the project's folder.
 [[ -z "$DATA" ]] || DATA="$(cd "$DATA" && pwd)"
 [[ -z "$WORK_DIR" || "$WORK_DIR" == /* ]] || WORK_DIR="$PWD/$WORK_DIR"
 
@@ -84,7 +84,7 @@ if [[ -f "$WORK_DIR/finished" ]]; then
     exit
 fi
 
-# After a run of any length the terminal should say how to go on.
+# Even after a long run the terminal should show how to continue.
 trap 'echo; echo "Interrupted. The same command goes on from the last checkpoint."; exit 130' INT TERM
 mkdir -p "$WORK_DIR"
 echo "$SETTINGS" >"$WORK_DIR/settings.txt"
@@ -109,14 +109,14 @@ if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
     echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
     train+=(--resume)
 fi
-# The config's batch of 8 on either: on a CPU two processes are much faster than one with twice the threads.
+# The batch is the config's 8 either way. On a CPU two processes are much faster than one of twice the threads.
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     train+=(--cfg-options "train_dataloader.batch_size=4")
     threads=$(($(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) / 2))
     launch=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}")
     train=(-m torch.distributed.run --standalone --nproc_per_node=2 "${train[@]}" --launcher pytorch)
 fi
-# mmdet's own tools/train.py and tools/test.py, as they lie in its package.
+# mmdet's own tools/train.py and tools/test.py, from its package.
 ${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}"
 CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
 "$PYTHON" -m sasa_det test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \

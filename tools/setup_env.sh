@@ -1,15 +1,15 @@
 # Sourced by quickstart.sh and run_tests.sh, with the Python modules that these need as arguments.
-# Sets $ROOT, the project's folder, and $PYTHON, a Python whose packages sasa_det can stand on:
-#   SASA_PYTHON=/path/to/python   this one, used as it is; must pass the doctor's check
-#   an active virtual environment the same, if it passes the check
-#   otherwise .venv/              made here, and completed where something is missing
+# Sets $ROOT, the project's folder, and $PYTHON, a Python with all that sasa_det needs:
+#   SASA_PYTHON=/path/to/python   this Python, unchanged; must pass the doctor's check
+#   an active virtual environment unchanged too, if it passes the check
+#   otherwise .venv/              made here, and completed if something is missing
 # SASA_TORCH names another torch for .venv, with pip's options if any:
 #   SASA_TORCH='torch==2.5.1 --index-url https://download.pytorch.org/whl/cu124'
-# SASA_STACK=onedl takes the maintained fork of mmdet, mmcv and mmengine instead, in .venv-onedl/.
+# SASA_STACK=onedl uses the maintained fork of mmdet, mmcv and mmengine instead, in .venv-onedl/.
 # shellcheck shell=bash
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-# mmcv is the one that is built from source.
+# Only mmcv is built from source.
 case "${SASA_STACK:=openmmlab}" in
     openmmlab)
         SASA_MMCV=mmcv
@@ -29,7 +29,7 @@ give_up() { printf 'setup: %s\n' "$@" >&2; exit 1; }
 
 # --- A Python that is there already
 
-# The checkout need not be installed there: its code is put on the path.
+# The checkout need not be installed there: PYTHONPATH includes it.
 doctor_passes() { PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" "$1" -m sasa_det doctor --quiet; }
 
 use_as_is() {
@@ -45,7 +45,7 @@ use_as_is() {
 
 # --- .venv
 
-# What decides whether .venv is complete. A virtual environment cannot be moved, hence the folder.
+# A change of this key makes .venv incomplete. A virtual environment cannot be moved, hence the folder.
 setup_key() {
     { cat "$ROOT"/{setup.py,pyproject.toml,sasa_det.pth,sasa_det.start,sasa_det/environment/stack.py} \
           "$ROOT"/sasa_det/ops/csrc/*.{cpp,h}
@@ -70,14 +70,14 @@ find_base_python() {
         'or name a Python that has all packages: SASA_PYTHON=/path/to/python.'
 }
 
-# step NAME EXPECTED COMMAND...: run, say how long it took, show the log's end if it fails.
+# step NAME EXPECTED COMMAND...: run the command, print its time, show the log's end if it fails.
 step() {
     local name="$1" expected="$2" begin=$SECONDS beat status=0
     shift 2
     say "$name ($expected) ..."
     printf '\n== %s: %s\n' "$name" "$*" >>"$SASA_LOG"
-    # Ends by itself when this script is gone; the sleep, which outlives it, holds neither the
-    # terminal nor the lock.
+    # It ends by itself once this script is gone. The sleep may outlive the script, so it holds
+    # neither the terminal nor the lock.
     (while sleep 60 >/dev/null 2>&1 && kill -0 $$ 2>/dev/null; do
         say "  still at it, $(((SECONDS - begin) / 60)) min; the details are in $SASA_LOG"
     done) 9>&- &
@@ -95,7 +95,7 @@ step() {
 
 ops_import() { "$SASA_VENV/bin/python" -c 'import mmcv.ops' >>"$SASA_LOG" 2>&1; }
 pip_install() { "$SASA_VENV/bin/python" -m pip install "$@"; }
-# Name a distribution, get what pip is to install of it.
+# Print pip's requirement for a distribution.
 pin() { "$SASA_VENV/bin/python" "$ROOT/sasa_det/environment/stack.py" "$@"; }
 build_mmcv() { MMCV_WITH_OPS=1 pip_install --no-build-isolation "$@" "$(pin "$SASA_MMCV")"; }
 
@@ -116,7 +116,7 @@ install_sasa_det() {
         pip_install --no-build-isolation --editable "$ROOT[tests]"
         return
     fi
-    # Its requirements name OpenMMLab's packages, which would lie over the fork's modules of the same names.
+    # Its requirements name OpenMMLab's packages, which would overwrite the fork's modules of the same names.
     pip_install --no-build-isolation --no-deps --editable "$ROOT" || return
     "$SASA_VENV/bin/python" - >"$SASA_VENV/requirements.txt" <<'EOF' || return
 from importlib.metadata import requires
@@ -146,14 +146,14 @@ complete_venv() {
     say "making $SASA_VENV complete; this is done once and may be interrupted"
     if ! "$SASA_VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         base="$(find_base_python)"
-        # What lies there is a half-made one, or one that was moved.
+        # The existing one is half made, or was moved.
         rm -rf "$SASA_VENV"
         mkdir "$SASA_VENV"
         step "virtual environment with $("$base" --version)" '10 s' "$base" -m venv "$SASA_VENV"
     fi
     rm -f "$SASA_STAMP"
-    # mmcv's build asks torch and pkg_resources, which newer setuptools lack. torch refuses Python's own
-    # older one, and would bring the newest in its place.
+    # mmcv's build needs torch and pkg_resources, which newer setuptools lack. torch refuses Python's
+    # own older setuptools, and would install the newest.
     step 'build tools' '10 s' pip_install 'setuptools>=77.0.3,<81' wheel ninja
     local torch="${SASA_TORCH:-$(pin torch)}"
     # shellcheck disable=SC2086  # options beside the requirement are meant to be split
@@ -162,14 +162,14 @@ complete_venv() {
         "$SASA_VENV/bin/python" -m pip cache list "$SASA_MMCV" 2>/dev/null | grep -q '\.whl' || need_compiler
         step "$(pin "$SASA_MMCV") with its ops" "1 min from pip's cache, else built in 11 min on 2 cores" \
             build_mmcv
-        # pip's cache may hold one without ops, or one that was built against another torch.
+        # pip's cache may hold a wheel without ops, or one built against another torch.
         ops_import || step "$(pin "$SASA_MMCV") again, as pip's cached one does not import" \
             '11 min on 2 cores' rebuild_mmcv
         ops_import || give_up "mmcv was built, but \`import mmcv.ops\` fails; see $SASA_LOG."
     fi
     step 'sasa_det with its C++ kernels, mmdet and the tools for tests' '2 min' install_sasa_det
     if ! "$SASA_VENV/bin/python" -c 'import cv2' >>"$SASA_LOG" 2>&1; then
-        # A server without graphics libraries: the same module without windows.
+        # For a server without graphics libraries: the same module without GUI.
         step 'opencv-python-headless, as opencv-python does not import' '20 s' \
             pip_install --force-reinstall --no-deps opencv-python-headless
     fi
@@ -180,7 +180,8 @@ complete_venv() {
 
 set_up() {
     if [[ -n "${SASA_PYTHON:-}" ]]; then
-        # Absolute, as the scripts change the folder; not resolved, which would leave its environment.
+        # Made absolute, as the scripts change the folder. Links are kept: resolving them would leave
+        # the environment.
         [[ "$SASA_PYTHON" != */* ]] ||
             SASA_PYTHON="$(cd "$(dirname "$SASA_PYTHON")" && pwd)/$(basename "$SASA_PYTHON")"
         doctor_passes "$SASA_PYTHON" || give_up \

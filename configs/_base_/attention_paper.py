@@ -1,5 +1,5 @@
-# Attention in RetinaNet as the paper has it, as far as parameters and FLOPs of its Table 2 tell. Of all
-# readings this one fits best: docs/paper.md.
+# The paper's attention in RetinaNet, as far as parameters and FLOPs of its Table 2 determine it. This
+# reading fits best of all: docs/paper.md.
 _base_ = './attention.py'
 
 attn_neck = dict(add_extra_convs='on_input', attn_cfg=dict(out_proj=True))

@@ -1,4 +1,4 @@
-# ResNet-50 as an ImageNet classifier of mmpretrain; a leaf changes depth, stem and attention.
+# ResNet-50 as an ImageNet classifier of mmpretrain; configs that inherit it change depth, stem and attention.
 custom_imports = dict(imports=['sasa_det'])
 
 model = dict(
@@ -14,7 +14,7 @@ model = dict(
         type='mmdet.SASAResNet',
         depth=50,
         out_indices=(3,),
-        # The paper's decay of batch norm's statistics is 0.9999; torch counts from the other end.
+        # The paper's decay of batch norm's statistics is 0.9999; torch's momentum is one minus the decay.
         norm_cfg=dict(type='BN', momentum=0.0001, requires_grad=True),
         norm_eval=False,
     ),

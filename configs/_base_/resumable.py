@@ -1,5 +1,6 @@
-# Hooks with which a run that was killed goes on as if it had not been. mmengine refuses a key that two
-# bases have, and mmdet's have default_hooks: who inherits this sets default_hooks to it.
+# Hooks that let a killed run resume as if it had not been interrupted. mmengine refuses a key that two
+# bases share, and mmdet's bases have default_hooks. So a config that inherits this sets default_hooks
+# to it.
 resumable_hooks = dict(
     checkpoint=dict(type='WholeCheckpointHook'), sampler_seed=dict(type='EpochSeedHook')
 )

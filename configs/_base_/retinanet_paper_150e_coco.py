@@ -1,6 +1,7 @@
-# The paper's recipe on COCO: 150 epochs, batch 64 (8 GPUs of 8 images), learning rate up to 0.12 in
-# one epoch, then cosine; multi-scale jitter, crop to 640, flip. It gives neither the range of the
-# jitter, which is NAS-FPN's here, nor optimizer, weight decay and initialisation, which are mmdet's.
+# The paper's recipe on COCO: 150 epochs at batch 64 (8 GPUs of 8 images). The learning rate rises to
+# 0.12 in one epoch, then follows a cosine. Augmentation is multi-scale jitter, crop to 640 and flip.
+# The paper does not give the jitter's range, which is NAS-FPN's here. Nor does it give optimizer,
+# weight decay and initialisation, which are mmdet's.
 _base_ = './retinanet_paper_1x_coco.py'
 
 image_size = (640, 640)
@@ -29,7 +30,7 @@ model = dict(
     data_preprocessor=dict(
         pad_size_divisor=64, batch_augments=[dict(type='BatchFixedSizePad', size=image_size)]
     ),
-    # Trained whole in all rows, so that they differ in attention alone.
+    # No row has frozen stages, so that the rows differ in attention alone.
     backbone=dict(frozen_stages=-1, norm_eval=False),
 )
 

@@ -1,5 +1,6 @@
-# mmdet's RetinaNet with our types in the place of its own. Without attn_cfg every part of them is
-# a convolution, and the model is mmdet's to the bit; a leaf gives attn_cfg to the parts that attend.
+# mmdet's RetinaNet with our types in place of its own. Without attn_cfg every part is a convolution,
+# and the model is mmdet's to the bit. Configs that inherit it give attn_cfg to the parts that
+# attend.
 _base_ = ['mmdet::retinanet/retinanet_r50_fpn_1x_coco.py', './resumable.py']
 
 custom_imports = dict(imports=['sasa_det'])

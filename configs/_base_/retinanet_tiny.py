@@ -1,9 +1,9 @@
-# A RetinaNet for images of some 200 to 300 px that trains from scratch on a laptop's CPU in minutes.
-# As for the large one, every part is a convolution until it gets attn_cfg.
+# A RetinaNet for images of 200 to 300 px that trains from scratch on a laptop's CPU in minutes. As
+# in the large one, every part is a convolution unless it gets attn_cfg.
 custom_imports = dict(imports=['sasa_det'])
 
-# Two processes on a CPU as well as on GPUs. Batch statistics are those of the first in training, and
-# for validation and the checkpoint the mean over all.
+# For two processes on a CPU as well as on GPUs. In training, buffers of batch norm are the first
+# process's. For validation and the checkpoint they are the mean over all.
 model_wrapper_cfg = dict(type='AnyDeviceDistributedDataParallel', broadcast_buffers=True)
 custom_hooks = [dict(type='SyncBuffersHook')]
 
@@ -21,7 +21,7 @@ model = dict(
         type='SASAResNet',
         depth=26,
         base_channels=16,
-        # Three 3x3 convolutions: attention has little to go by in raw pixels.
+        # Three 3x3 convolutions: raw pixels hold too little content for attention.
         deep_stem=True,
         stem_channels=32,
         norm_cfg=norm_cfg,
@@ -43,7 +43,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=4,
-        # One set of weights for all levels, so no batch statistics, which differ between levels.
+        # All levels share the weights but not their batch statistics, so the norm uses none.
         norm_cfg=dict(type='GN', num_groups=8, requires_grad=True),
         anchor_generator=dict(
             type='AnchorGenerator',

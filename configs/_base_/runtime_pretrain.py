@@ -1,4 +1,4 @@
-# mmpretrain's scope, hooks and surroundings.
+# mmpretrain's scope, hooks and environment.
 default_scope = 'mmpretrain'
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

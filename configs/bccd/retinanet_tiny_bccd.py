@@ -4,7 +4,7 @@ _base_ = '../quickstart/retinanet_tiny_coco-format.py'
 data_root = 'data/bccd/'
 metainfo = dict(classes=('Platelets', 'RBC', 'WBC'))
 
-# A cell has no upright way of lying.
+# A cell has no upright orientation.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
@@ -25,7 +25,7 @@ model = dict(bbox_head=dict(num_classes=3, anchor_generator=dict(ratios=[1.0])))
 
 optim_wrapper = dict(optimizer=dict(lr=0.008))  # for a batch of 4
 
-# At 12 attention is still behind.
+# After 12 epochs attention is still behind.
 max_epochs = 24
 train_cfg = dict(max_epochs=max_epochs, val_interval=6)
 param_scheduler = _base_.param_scheduler

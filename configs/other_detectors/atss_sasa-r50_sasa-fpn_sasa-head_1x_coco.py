@@ -1,4 +1,4 @@
-# In the head both towers attend; the layers that predict stay convolutions.
+# In the bbox_head both towers attend; the predictors stay convolutions.
 _base_ = [
     'mmdet::atss/atss_r50_fpn_1x_coco.py',
     '../_base_/attention.py',

@@ -1,4 +1,4 @@
-# In the mask head the four layers on each region attend; its upsampling stays a deconvolution.
+# In the mask_head the four layers per region attend; its upsampling stays a deconvolution.
 _base_ = [
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
     '../_base_/attention.py',

@@ -1,5 +1,6 @@
-# In the neck the layers of stride 2 and those that give its outputs attend. Its blocks are made of
-# depthwise convolutions, which attention does not replace, as is the backbone, which stays mmdet's.
+# In the neck the layers of stride 2 and the output layers attend. Its blocks and the backbone
+# consist of depthwise convolutions, which attention does not replace. So the backbone stays
+# mmdet's.
 _base_ = [
     'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     '../_base_/attention.py',

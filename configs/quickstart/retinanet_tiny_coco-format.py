@@ -1,5 +1,5 @@
-# For COCO-format data of one's own: `sasa-det coco-config` writes a config that
-# inherits from this one, or its all-attention sibling, and names the data and its classes.
+# For one's own COCO-format data. `sasa-det coco-config` writes a config that names the data and its
+# classes. It inherits from this config or its all-attention sibling.
 _base_ = './retinanet_tiny_digits.py'
 
 image_scale = (320, 320)

@@ -4,5 +4,5 @@ _base_ = [
     '../_base_/schedules/schedule_tiny.py',
 ]
 
-# A digit is half as high again as it is wide.
+# A digit is 1.5 times as high as wide.
 model = dict(bbox_head=dict(num_classes=10, anchor_generator=dict(ratios=[1.5])))

@@ -1,4 +1,4 @@
-# From the weights that configs/pretrain/tiny_digit-crops.py leaves behind.
+# Starts from the weights of configs/pretrain/tiny_digit-crops.py.
 _base_ = './retinanet_tiny_digits.py'
 
 model = dict(

@@ -1,10 +1,10 @@
-"""Reading checkpoints safely, and saying whether they fit a model."""
+"""How checkpoints are read safely, and whether they fit a model."""
 
 __all__ = ['safe_loading']
 
 
 def __getattr__(name: str):
-    # Not at import: mmengine may be half imported when the types that it saves are allowed.
+    # Imported late: mmengine may be half imported when its types are allowed.
     if name == 'safe_loading':
         from .loading import safe_loading
 

@@ -1,4 +1,4 @@
-"""A detector from its config and checkpoint, with errors that name the file."""
+"""How a detector is built from config and checkpoint, with errors that name the file."""
 
 import io
 from contextlib import redirect_stdout
@@ -14,9 +14,9 @@ from .loading import load_from_local, safe_loading
 
 
 def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'cpu') -> nn.Module:
-    """Build a config's detector and load a checkpoint into it, all of it and nothing else.
+    """Build a config's detector and load a checkpoint, which must hold its weights and no others.
 
-    ``mmdet.apis.init_detector`` leaves random what the checkpoint does not hold, and says so in a log.
+    ``mmdet.apis.init_detector`` leaves missing weights random, and only logs it.
 
     Args:
         config: The config that the checkpoint was trained with.
@@ -28,8 +28,9 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
-        ValueError: It cannot be read, asks for code to be run, or holds other weights than the model
-            has; says which, and which config of the package would fit. Or the config has no test data.
+        ValueError: The checkpoint cannot be read, asks for code to be run, or holds other weights than
+            the model's. The message says which, and which config of the package would fit. Or the
+            config has no test data.
 
     Examples:
         >>> load_detector(Config.fromfile('configs/tiny.py'), 'epoch_12.pth') # doctest: +SKIP
@@ -44,10 +45,10 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
         )
     try:
         saved = load_from_local(str(checkpoint), 'cpu')
-        # It prints that it loads.
+        # load_checkpoint prints a line, which is kept off stdout.
         with safe_loading(), redirect_stdout(io.StringIO()):
             model = init_detector(config.copy(), str(checkpoint), device=device)
-    except Exception as error:  # torch, pickle and zip all have errors of their own
+    except Exception as error:  # torch, pickle and zip each raise errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f'{checkpoint}: cannot be loaded into the model of {config.filename} ({reason})'

@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds a model's weights; if not, what differs and which config would fit."""
+"""Does a checkpoint hold a model's weights? If not, what differs, and which config would fit?"""
 
 import ast
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
@@ -21,17 +21,17 @@ def describe_misfit(
     *,
     search: bool = True,
 ) -> str:
-    """Say how a checkpoint's weights differ from a model's, and what would fit.
+    """Say how a checkpoint's weights differ from a model's, and which config would fit.
 
     Args:
-        model: What the checkpoint is to be loaded into.
-        checkpoint: What was read from the file: mmengine's dict, or the weights alone.
-        model_cfg: The config's ``model``. With it, options that were others when the checkpoint was
-            written are named.
-        search: Look for a config of this package that fits, which takes seconds.
+        model: The model to load the checkpoint into.
+        checkpoint: The file's content: mmengine's dict, or the weights alone.
+        model_cfg: The config's ``model``. If given, options that differ from those of the
+            checkpoint's own config are named.
+        search: Search for a config of this package that fits, which takes seconds.
 
     Returns:
-        A text of some lines, empty where all weights are there in the model's shapes and no others.
+        Some lines of text; empty if the weights are exactly the model's, in its shapes.
 
     Examples:
         >>> print(describe_misfit(nn.Linear(2, 3), {'weight': torch.zeros(3, 4)}, search=False))
@@ -59,10 +59,10 @@ def describe_misfit(
 
 
 def shapes(state_dict: Mapping) -> Shapes:
-    """List the shapes of weights, without the counts of batches that torch makes up where they lack.
+    """List the shapes of weights, without num_batches_tracked, which torch supplies if missing.
 
     Args:
-        state_dict: The weights by name; wrappers' ``module.`` is taken off.
+        state_dict: The weights by name; a wrapper's prefix ``module.`` is removed.
 
     Examples:
         >>> shapes({'module.fc.bias': torch.zeros(3), 'bn.num_batches_tracked': torch.tensor(1)})
@@ -78,14 +78,14 @@ def shapes(state_dict: Mapping) -> Shapes:
 def find_fitting_config(found: Shapes) -> Optional[str]:
     """Find the config of this package whose model has these weights.
 
-    Models are built without memory for their weights. The number of classes may be another.
+    Models are built without memory for their weights. The number of classes may differ.
 
     Args:
         found: Shapes of the weights, see :func:`shapes`.
 
     Returns:
-        Path of the first that fits below ``configs``, and the number of classes where it is not the
-        config's; None if none does.
+        Path, below ``configs``, of the first config that fits, with the number of classes if it
+        differs; None if none fits.
 
     Examples:
         >>> find_fitting_config({'fc.bias': (3,)}) is None  # doctest: +SKIP
@@ -95,11 +95,11 @@ def find_fitting_config(found: Shapes) -> Optional[str]:
     from mmengine.registry import DefaultScope
 
     if not any(name.startswith(('bbox_head.', 'roi_head.')) for name in found):
-        return None  # a classifier or something else; none of the detectors
+        return None  # not a detector: a classifier or something else
     for place in _likely_folders(found):
         for path in sorted((CONFIGS / place).glob('*.py')):
             if path.stem.endswith('paper-150e_coco'):
-                continue  # the models of their 1x
+                continue  # the same models as the 1x configs
             with DefaultScope.overwrite_default_scope('mmdet'), torch.device('meta'):
                 model = MODELS.build(Config.fromfile(path).model)
             classes = _classes_that_fit(found, shapes(model.state_dict()), _num_classes(model))
@@ -111,7 +111,7 @@ def find_fitting_config(found: Shapes) -> Optional[str]:
 
 
 def _likely_folders(found: Shapes) -> Tuple[str, ...]:
-    """Where a model with such weights may be: to build all of the configs takes a minute."""
+    """Folders of the configs that such weights may fit: building all configs takes a minute."""
     if not any(name.startswith('bbox_head.retina_') for name in found):
         return ('other_detectors',)
     channels = found.get('neck.lateral_convs.0.conv.weight', (256,))[0]
@@ -166,7 +166,7 @@ def _some(names: List[str]) -> str:
 
 
 def _written_model_cfg(checkpoint: Mapping) -> Optional[dict]:
-    """The ``model`` of the config that mmengine noted; read, not run, as anything may stand there."""
+    """The ``model`` of the config stored by mmengine; parsed, not run, as the text may be anything."""
     meta = checkpoint.get('meta')
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     if not isinstance(text, str):
@@ -192,7 +192,7 @@ def _literal(node):
 
 
 def _differing_options(there, here, name: str) -> Iterator[str]:
-    """Lines of the options of a model that differ; initialisation does not change its weights' shapes."""
+    """Lines of a model's options that differ, leaving out those that do not change weights."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in dict.fromkeys([*there, *here]):
             if key not in ('_scope_', 'init_cfg', 'data_preprocessor', 'train_cfg', 'test_cfg'):
@@ -202,7 +202,7 @@ def _differing_options(there, here, name: str) -> Iterator[str]:
 
 
 def _plain(value):
-    """Lists for tuples and dicts for mmengine's, as they read alike in a config."""
+    """Turn tuples into lists and mmengine's dicts into plain ones: in a config they mean the same."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items() if key != '_scope_'}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

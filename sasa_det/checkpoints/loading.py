@@ -1,4 +1,4 @@
-"""Loading checkpoints that others made or a crash cut short: what may be in them."""
+"""How untrusted or truncated checkpoints are loaded: what they may hold, and what is refused."""
 
 import os
 import zipfile
@@ -15,10 +15,11 @@ from .types import ASKS
 
 @contextmanager
 def safe_loading() -> Iterator[None]:
-    """Have mmengine load checkpoints by this module's loaders for as long as the context lasts.
+    """Have mmengine load checkpoints with this module's loaders inside of the context.
 
-    All of mmengine's and mmdet's own code that loads a file or an address then refuses what is damaged or
-    asks for code to be run, on any version of torch. ``sasa-det`` and :class:`WholeCheckpointHook` do so.
+    mmengine's and mmdet's own loading of a file or URL then refuses checkpoints that are damaged or ask
+    for code to be run. This holds for any version of torch. ``sasa-det`` and :class:`WholeCheckpointHook`
+    use it.
 
     Examples:
         >>> with safe_loading():
@@ -39,16 +40,16 @@ def safe_loading() -> Iterator[None]:
 
 
 def load_from_local(filename, map_location=None) -> dict:
-    """Load a checkpoint file, or say which and why not.
+    """Load a checkpoint file, or raise an error with the file and the reason.
 
-    Nothing that a file brings along is run, neither by pickle nor as a config.
+    No code from the file is run, neither by pickle nor as a config.
 
     Args:
         filename: The file.
         map_location: As ``torch.load`` takes it.
 
     Returns:
-        What the file holds.
+        The file's content.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -82,11 +83,11 @@ def load_from_http(filename, map_location=None) -> dict:
     """Download a checkpoint to torch's cache, and load it as a file is loaded.
 
     Args:
-        filename: Its address.
+        filename: Its URL.
         map_location: As ``torch.load`` takes it.
 
     Returns:
-        What it holds.
+        The checkpoint's content.
 
     Raises:
         ValueError: As :func:`load_from_local`.
@@ -96,9 +97,9 @@ def load_from_http(filename, map_location=None) -> dict:
     rank, _ = get_dist_info()
     if rank:
         barrier()
-    if not os.path.isfile(path):  # by now also there for the others on the first one's machine
+    if not os.path.isfile(path):  # other ranks on the first one's machine find it here
         os.makedirs(folder, exist_ok=True)
-        # torch writes it under another name and renames it: what is there is whole.
+        # torch downloads under another name, then renames: a file that exists is whole.
         torch.hub.download_url_to_file(filename, path, progress=os.isatty(0))
     if not rank:
         barrier()
@@ -106,16 +107,16 @@ def load_from_http(filename, map_location=None) -> dict:
 
 
 def find_damage(path) -> Optional[str]:
-    """Say what is wrong with a checkpoint file that was written halfway or damaged later.
+    """Describe the damage of a checkpoint file that was written halfway or damaged later.
 
-    Reads all of it, and checks it against the checksums that torch writes.
+    Reads the whole file, and verifies the checksums that torch wrote.
 
     Args:
         path: The file.
 
     Returns:
-        The end of a sentence that begins with the file's name, None if it is whole. A file of torch's
-        format before 1.6 has no checksums, and counts as whole.
+        The end of a sentence that begins with the file's name; None if the file is whole. Files in
+        torch's format before 1.6 have no checksums, and count as whole.
 
     Examples:
         >>> find_damage('no/such.pth')
@@ -138,25 +139,25 @@ def find_damage(path) -> Optional[str]:
 
 
 def _what_it_asks(path, error: UnpicklingError) -> str:
-    """Name what a refused file wanted to call."""
+    """Name the globals that a refused file asks for."""
     names = []
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # whatever a hostile file provokes; the error itself says enough
+    except Exception:  # a hostile file may raise anything; the first error says enough
         pass
     if names:
         return (
             f'it asks for {", ".join(sorted(names)[:5])}, and only tensors, plain values and '
             "mmengine's logs may be loaded"
         )
-    # torch goes on with advice on how to load it all the same.
+    # torch's further lines advise how to load it anyway; they are dropped.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line.partition('WeightsUnpickler error: ')[2] for line in lines]
     return next(filter(None, said), lines[0] if lines else 'it is no pickle')
 
 
 def _without_config(checkpoint):
-    """Drop a text that mmdet 1.x and 2.x wrote, and that mmengine's ``Runner.resume`` would run as Python."""
+    """Drop the config text of mmdet 1.x and 2.x, which mmengine's ``Runner.resume`` would run as Python."""
     meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
     if isinstance(meta, dict):
         meta.pop('config', None)

@@ -1,4 +1,4 @@
-"""What checkpoints may hold beside tensors: the types that mmengine's logs are made of, and no others."""
+"""Which types may checkpoints hold beside tensors? Those of mmengine's logs, and no others."""
 
 import warnings
 from pickle import UnpicklingError
@@ -7,19 +7,19 @@ from typing import Callable, List, Tuple, Union
 import numpy as np
 import torch
 
-# The kinds of number that end up in mmengine's logs: losses, metrics, times, counts.
+# The dtypes of numbers in mmengine's logs: losses, metrics, times, counts.
 _LOGGED_DTYPES = ('f2', 'f4', 'f8', 'i4', 'i8', '?')
 
-# Older versions of torch know no list of types that may be loaded.
+# Older versions of torch have no list of allowed types.
 ASKS = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6)
 
 
 def allow_checkpoint_types() -> None:
     """Let ``torch.load`` read mmengine's checkpoints with ``weights_only`` left on.
 
-    torch 2.6 and later load weights only, unless told which other types a file may hold.
-    mmengine's checkpoints also hold its logs: HistoryBuffers made of numpy arrays. Just these are
-    allowed, for this process; older versions of torch, which do not ask, are left alone.
+    torch 2.6 and later load weights only, unless other types are allowed. mmengine's checkpoints
+    also hold its logs: HistoryBuffers made of numpy arrays. Only these types are allowed, for this
+    process. Versions of torch without such a list are left alone.
 
     Examples:
         >>> allow_checkpoint_types()
@@ -31,7 +31,7 @@ def allow_checkpoint_types() -> None:
 
 
 def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
-    """List what mmengine's checkpoints hold beside tensors and plain Python values.
+    """List the types in mmengine's checkpoints beside tensors and plain Python values.
 
     Returns:
         Pairs of a type or function and the name under which a checkpoint asks for it.
@@ -50,7 +50,7 @@ def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
         (np.dtype, 'numpy.dtype'),
         *((dtype, f'{dtype.__module__}.{dtype.__qualname__}') for dtype in dtypes),
     ]
-    # numpy 2 moved this module; a checkpoint names the one of the numpy that wrote it.
+    # numpy 2 moved this module; a checkpoint uses the name of the numpy that wrote it.
     for function in (_numpy_multiarray().scalar, _numpy_multiarray()._reconstruct):
         for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
             allowed.append((function, f'{module}.{function.__name__}'))
@@ -58,9 +58,9 @@ def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
 
 
 def _history_buffer_method(owner: type, name: str) -> Callable:
-    """Stand in for ``getattr``, which pickle calls to name HistoryBuffer's statistics.
+    """Replace ``getattr``, which pickle calls for HistoryBuffer's statistics.
 
-    The real ``getattr`` would let a file reach far beyond them.
+    The real ``getattr`` would give a file access to far more.
     """
     from mmengine.logging.history_buffer import HistoryBuffer
 
@@ -73,7 +73,7 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
 
 
 def _numpy_multiarray():
-    """The module numpy._core.multiarray, under its name in the installed numpy."""
+    """Import numpy._core.multiarray, under its name in the installed numpy."""
     try:
         from numpy._core import multiarray
     except ImportError:

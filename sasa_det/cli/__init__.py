@@ -1,6 +1,6 @@
-"""The command ``sasa-det``: one file a sub-command; heavy imports only inside of them.
+"""The command ``sasa-det``: one file per sub-command, with heavy imports only inside of functions.
 
-Here are those sub-commands that have something to do of their own, in :mod:`~sasa_det.cli.configs`,
-:mod:`~sasa_det.cli.predict` and :mod:`~sasa_det.cli.explain`; the others, in
-:mod:`~sasa_det.cli.hand_over`, pass their arguments on to what does the work.
+Sub-commands with code of their own are in modules such as :mod:`~sasa_det.cli.configs` and
+:mod:`~sasa_det.cli.predict`. Those in :mod:`~sasa_det.cli.hand_over` pass their arguments on to
+other programs.
 """

@@ -1,4 +1,4 @@
-"""``sasa-det check-data``: all that is wrong with a data set, before training."""
+"""``sasa-det check-data``: list all problems of a data set, before training."""
 
 import argparse
 
@@ -15,7 +15,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     parser = commands.add_parser(
         'check-data',
@@ -29,7 +29,7 @@ def add_to(commands) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """List the problems, one a line.
+    """List the problems, one per line.
 
     Args:
         options: The parsed command line.

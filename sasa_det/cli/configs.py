@@ -1,4 +1,4 @@
-"""``sasa-det configs``: list the configs that the package brings along, describe one, write one out whole."""
+"""``sasa-det configs``: list the package's configs, describe one, or write one out in full."""
 
 import argparse
 import errno
@@ -17,7 +17,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     parser = commands.add_parser(
         'configs',
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: There is no such config.
-        FileExistsError: The file to be written is there already.
+        FileExistsError: The file to write exists already.
         ValueError: There is nothing to flatten, or the config cannot be read.
     """
     if options.flatten is not None:

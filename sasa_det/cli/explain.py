@@ -1,4 +1,4 @@
-"""``sasa-det explain``: draw where the attention of a detector looks in an image."""
+"""``sasa-det explain``: draw where a detector attends in an image."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     from .inputs import add_detector_arguments
 
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
         options: The parsed command line.
 
     Raises:
-        FileNotFoundError, ValueError: A file, layer or point is not what it should be; names it.
+        FileNotFoundError, ValueError: A file, layer or point is missing or invalid; names it.
     """
     from rich.console import Console
 

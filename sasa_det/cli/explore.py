@@ -1,4 +1,4 @@
-"""``sasa-det explore``: a web page on which to see where a detector's attention looks."""
+"""``sasa-det explore``: a web page that shows where a detector attends."""
 
 import argparse
 import tempfile
@@ -20,7 +20,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     parser = commands.add_parser(
         'explore',
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         options: The parsed command line.
 
     Raises:
-        FileNotFoundError, ValueError: A file is missing or not what it should be; names it.
+        FileNotFoundError, ValueError: A file is missing or invalid; names it.
         ImportError: Gradio is missing.
     """
     if options.checkpoint == DEFAULT and not Path(DEFAULT).is_file():

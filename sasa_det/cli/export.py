@@ -13,7 +13,7 @@ examples:
 The model takes images of any size, as the test pipeline loads and resizes them (BGR, 0 to 255); it
 normalises and pads them itself. docs/export.md has its inputs and outputs.
 """
-# Of the config's own images, if no others are named.
+# Number of the config's own images to compare on, if no others are named.
 CHECKED = 3
 
 
@@ -21,7 +21,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     parser = commands.add_parser(
         'export',
@@ -62,10 +62,10 @@ def run(options: argparse.Namespace) -> int:
         options: The parsed command line.
 
     Returns:
-        The exit status: 1 if the exported model does not find what PyTorch finds.
+        The exit status: 1 if the exported model and PyTorch find different boxes.
 
     Raises:
-        FileNotFoundError, ValueError: A file is missing or not what it should be; names it.
+        FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
     from rich.console import Console
 
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _own_images(config) -> List[Path]:
-    """The first images that the config is tested on."""
+    """The first images of the config's test set."""
     from ..export.check import test_pipeline
     from .images import IMAGES
 

@@ -1,4 +1,4 @@
-"""Sub-commands that pass their arguments on to what does the work."""
+"""Sub-commands that pass their arguments on to other programs."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ class HandOver(NamedTuple):
     """A sub-command.
 
     Attributes:
-        about: One line on it.
+        about: One line that describes it.
         examples: Command lines.
         run: Takes the arguments; returns the exit status.
     """
@@ -168,7 +168,7 @@ def add_to(commands) -> None:
     """Add the sub-commands.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     for name, command in COMMANDS.items():
         parser = commands.add_parser(name, help=command.about, add_help=False)
@@ -179,7 +179,7 @@ def run(options: argparse.Namespace) -> int:
     """Pass the arguments on; with ``--help``, show the examples first.
 
     Args:
-        options: The parsed command line, with what is left to pass on in ``rest``.
+        options: The parsed command line, with the arguments to pass on in ``rest``.
     """
     command = COMMANDS[options.command]
     if {'-h', '--help'}.intersection(options.rest):

@@ -1,4 +1,4 @@
-"""The images that are given by file, folder or video."""
+"""How images are found and read: files, folders and videos."""
 
 from pathlib import Path
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -12,7 +12,7 @@ class Source(NamedTuple):
 
     Attributes:
         path: Where it is.
-        name: What to call it in results: its path below the folder that was given.
+        name: Its name in results: the path below the given folder.
     """
 
     path: Path
@@ -23,9 +23,9 @@ class Image(NamedTuple):
     """An image, or why it could not be read.
 
     Attributes:
-        name: What to call it.
-        pixels: (H, W, 3) BGR, uint8; None where it could not be read.
-        error: Why, naming the file.
+        name: Its name in results.
+        pixels: (H, W, 3) BGR, uint8; None if it could not be read.
+        error: The reason, with the file's name.
     """
 
     name: Path
@@ -37,10 +37,10 @@ def find_sources(paths: Sequence[Union[str, Path]]) -> List[Source]:
     """Find the image and video files below the paths, in the order of their names.
 
     Args:
-        paths: Files, taken whatever they are called, and folders, searched for images and videos.
+        paths: Files, accepted with any suffix, and folders, searched for images and videos.
 
     Raises:
-        FileNotFoundError: A path does not exist, or a folder has neither; names it.
+        FileNotFoundError: A path does not exist, or a folder holds no image or video; names it.
 
     Examples:
         >>> find_sources([])
@@ -73,7 +73,7 @@ def read_images(sources: Sequence[Source]) -> Iterator[Image]:
         sources: As :func:`find_sources` gives them.
 
     Returns:
-        An iterator. What cannot be read comes as an Image with its error.
+        An iterator. An unreadable file or frame gives an Image with an error.
     """
     for path, name in sources:
         try:
@@ -115,7 +115,7 @@ def read_image(path: Path):
 
 
 def count_images(sources: Sequence[Source]) -> int:
-    """Count what :func:`read_images` will give; a video that cannot be read counts as one."""
+    """Count the images that :func:`read_images` will give; an unreadable video counts as one."""
     import mmcv
 
     total = 0
@@ -138,7 +138,7 @@ def _frames(path: Path, name: Path) -> Iterator[Image]:
 
 
 def _unused(name: Path, names: set) -> Path:
-    """The name itself, or with a number where another folder had one of that name."""
+    """Return the name, with a number if another folder has the same name."""
     number, unused = 1, name
     while unused in names:
         number += 1

@@ -1,4 +1,4 @@
-"""The detector that a sub-command is given: a checkpoint, and its config by file or name."""
+"""How a sub-command takes a detector: a checkpoint, and its config by file or name."""
 
 import argparse
 from pathlib import Path
@@ -7,10 +7,10 @@ from ..configs import find_config, read_config
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
-    """Let a sub-command take a trained detector.
+    """Add the arguments of a trained detector to a sub-command.
 
     Args:
-        parser: The sub-command's.
+        parser: The sub-command's parser.
     """
     parser.add_argument('--checkpoint', required=True, help='weights, as training saves them')
     parser.add_argument(
@@ -27,13 +27,13 @@ def load(options: argparse.Namespace):
     """Load the detector that the arguments name.
 
     Args:
-        options: Of a parser that :func:`add_detector_arguments` was called with.
+        options: The options of a parser that went through :func:`add_detector_arguments`.
 
     Returns:
         The detector, ready for ``mmdet.apis.inference_detector``.
 
     Raises:
-        FileNotFoundError, ValueError: A file is missing or not what it should be; names it.
+        FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
     from .process import prepare
 

@@ -1,4 +1,4 @@
-"""The command line: what it takes, and what becomes of errors."""
+"""The command line: its sub-commands, and how errors are reported."""
 
 import argparse
 import sys
@@ -19,12 +19,12 @@ wrong with arguments or files; 130 if interrupted.
 """
 
 
-# What files, arguments and installations may be wrong by; anything else is a mistake of the code.
+# Errors of files, arguments and installations; any other error is a bug.
 EXPECTED = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Put the parser together out of the sub-commands.
+    """Build the parser from the sub-commands.
 
     Examples:
         >>> build_parser().parse_args(['configs']).command
@@ -60,7 +60,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if rest and not options.passes_on:
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     options.rest = rest
-    # mmengine asks setuptools, which announces to each who asks that this will go.
+    # mmengine imports pkg_resources, whose deprecation warning is of no use here.
     warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
     try:
         return options.run(options) or 0

@@ -1,6 +1,6 @@
-"""The tools that mmdet's and mmpretrain's packages bring along, run as they are.
+"""How the tools in mmdet's and mmpretrain's packages are found and run, unchanged.
 
-They lie deep in the installed package (``mmdet/.mim/tools``).
+They are inside of the installed package (``mmdet/.mim/tools``).
 """
 
 import runpy
@@ -28,7 +28,7 @@ def tools_folder(package: str = 'mmdet') -> Path:
         True
     """
     root = Path(find_spec(package).origin).parent
-    # An installed package has them inside, a checkout of it beside the package.
+    # An installed package holds the tools itself; in a checkout they are beside the package.
     for folder in (root / '.mim' / 'tools', root.parent / 'tools'):
         if (folder / 'train.py').is_file():
             return folder
@@ -42,11 +42,11 @@ def tool_path(name: str, package: str = 'mmdet') -> Path:
     """Find one of a package's tools.
 
     Args:
-        name: Its path below ``tools``, without the ending, such as ``analysis_tools/get_flops``.
+        name: Its path below ``tools``, without the suffix, such as ``analysis_tools/get_flops``.
         package: 'mmdet' or 'mmpretrain'.
 
     Raises:
-        ValueError: There is no such tool; lists those there are.
+        ValueError: There is no such tool; lists the existing ones.
 
     Examples:
         >>> tool_path('test').name
@@ -63,7 +63,7 @@ def tool_path(name: str, package: str = 'mmdet') -> Path:
 
 
 def run_tool(name: str, arguments: List[str], package: str = 'mmdet') -> None:
-    """Run a tool in this process, as its own script would run.
+    """Run a tool in this process, as a script.
 
     Args:
         name: As :func:`tool_path` takes it.
@@ -71,8 +71,8 @@ def run_tool(name: str, arguments: List[str], package: str = 'mmdet') -> None:
         package: 'mmdet' or 'mmpretrain'.
 
     Raises:
-        ValueError: There is no such tool; lists those there are.
-        Exception: Whatever the tool raised, after its traceback was printed.
+        ValueError: There is no such tool; lists the existing ones.
+        Exception: Any error of the tool, after its traceback is printed.
     """
     path = str(tool_path(name, package))
     launcher = ' '.join(arguments).replace('--launcher=', '--launcher ').partition('--launcher ')[2]
@@ -84,13 +84,13 @@ def run_tool(name: str, arguments: List[str], package: str = 'mmdet') -> None:
     try:
         runpy.run_path(path, run_name='__main__')
     except Exception:
-        # Where it came from, for whoever wrote the code; the command adds its one sentence as the last line.
+        # Developers need the traceback; the command adds its one-sentence message as the last line.
         traceback.print_exc()
         raise
 
 
 def missing_for_mmpretrain() -> Optional[str]:
-    """Say by which command to install what mmpretrain lacks, or give None.
+    """Give the command that installs mmpretrain or its missing dependency; None if none is missing.
 
     Examples:
         >>> missing_for_mmpretrain() is None or 'pip install' in missing_for_mmpretrain()
@@ -102,7 +102,7 @@ def missing_for_mmpretrain() -> Optional[str]:
     if find_spec('mmpretrain') is None:
         return f"mmpretrain is not installed: {pip} 'sasa_det[pretrain]'"
     if find_spec('torchvision') is None:
-        # torch 2.x came with torchvision 0.(x + 15). With its dependencies pip might change torch.
+        # torch 2.x came with torchvision 0.(x + 15). Without --no-deps pip might change torch.
         minor = int(torch.__version__.split('.')[1])
         return f"mmpretrain needs torchvision: {pip} --no-deps 'torchvision==0.{minor + 15}.*'"
     return None

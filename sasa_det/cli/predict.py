@@ -21,7 +21,7 @@ def add_to(commands) -> None:
     """Add the sub-command.
 
     Args:
-        commands: What ``ArgumentParser.add_subparsers`` gave.
+        commands: The result of ``ArgumentParser.add_subparsers``.
     """
     from .inputs import add_detector_arguments
 
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         The exit status: 1 if an image could not be read.
 
     Raises:
-        FileNotFoundError, ValueError: A file is missing or not what it should be; names it.
+        FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
             for image in images:
                 if image.error:
                     failed += 1
-                    # Not by rich, which would read brackets in a file's name as its markup.
+                    # Not printed by rich, which would read brackets in a file's name as markup.
                     print(f'skipped: {image.error}', file=sys.stderr)
                 else:
                     results.add(image, inference_detector(model, image.pixels))
@@ -95,12 +95,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 class Results:
-    """What was found so far; pictures are written at once, the rest by :meth:`write`.
+    """The detections so far; pictures are written at once, the rest by :meth:`write`.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         dataset_meta: The model's, with the names of the classes.
-        score_thr: The least score of a box that is drawn.
+        score_thr: The lowest score of a box to draw.
     """
 
     def __init__(self, folder, dataset_meta: dict, score_thr: float) -> None:
@@ -119,7 +119,7 @@ class Results:
 
         Args:
             image: The :class:`~sasa_det.cli.images.Image`.
-            found: What ``mmdet.apis.inference_detector`` gave for it.
+            found: The result of ``mmdet.apis.inference_detector`` for it.
         """
         image_id = len(self.images) + 1
         height, width = image.pixels.shape[:2]
@@ -163,7 +163,7 @@ class Results:
 
 
 def _encoded(masks) -> list:
-    """COCO's run lengths, as text."""
+    """Encode a mask in COCO's RLE, as text."""
     from mmdet.structures.mask import encode_mask_results
 
     return [

@@ -1,21 +1,21 @@
-"""What a command does to its own process before it works."""
+"""How a command prepares its own process."""
 
 from contextlib import ExitStack
 from functools import cache
 
-# Left open: a command's process loads checkpoints by our loaders until it ends.
+# Never closed: a command's process loads checkpoints with our loaders until it ends.
 _UNTIL_THE_END = ExitStack()
 
 
 @cache
 def prepare() -> None:
-    """Register all parts, and have all checkpoints of this process loaded by our loaders.
+    """Register all parts, and load all checkpoints of this process with our loaders.
 
-    The process is the command's own, so that mmengine's loaders may be swapped for good, and torchvision be
-    helped where it would not import. ``import sasa_det`` does neither.
+    The process belongs to the command. So mmengine's loaders are replaced for good, and torchvision's
+    missing operators are declared. ``import sasa_det`` does neither.
 
     Raises:
-        ImportError: The installed stack is not supported; says what to mend.
+        ImportError: The installed stack is not supported; says what to fix.
     """
     from ..environment.stack import require_stack
 

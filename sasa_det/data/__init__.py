@@ -1,7 +1,7 @@
 """Data sets: the embedded digits, and COCO-format data that is checked before training starts.
 
-``digits`` and ``coco_config`` are not imported here: they are programs, and the former needs
-scikit-learn, which a detector does without.
+``digits`` and ``coco_config`` are not imported here: they are programs. The former needs
+scikit-learn, which a detector does not.
 """
 
 from .checked_coco import CheckedCocoDataset, check_classes, check_images, load_annotations

@@ -1,4 +1,4 @@
-"""A classification data set of the boxes in COCO-format data.
+"""How the boxes of COCO-format data become a classification data set.
 
 ``sasa-det box-crops data/digits data/digit-crops`` cuts every box out of the images and
 writes ``{train,val}/CLASS/*.jpg``, which mmpretrain's CustomDataset reads.
@@ -21,24 +21,24 @@ SPLITS = ('train', 'val')
 def crop_boxes(
     data_root, out, *, size: int = 48, context: float = 1.25, quiet: bool = False
 ) -> Dict[str, int]:
-    """Cut the boxes of both splits out and write them as a folder for each class.
+    """Crop the boxes of both splits, and write one folder per class.
 
-    Crowds and boxes of less than 8 pixels along an edge are left out. The set is made in
+    Crowds, and boxes narrower or lower than 8 pixels, are left out. The set is made in
     ``<out>.partial`` and renamed at the end.
 
     Args:
         data_root: Holds ``annotations/instances_{train,val}.json``, ``train/`` and ``val/``.
-        out: Folder of the new set; must not be there yet.
-        size: Edge of the crops in pixels, to which squares around the boxes are scaled.
-        context: Edge of a square against the longer edge of its box.
+        out: Folder of the new set; must not exist yet.
+        size: Width and height of the crops in pixels, to which squares around the boxes are scaled.
+        context: Ratio of a square's edge to the longer edge of its box.
         quiet: Show no progress bar.
 
     Returns:
         Number of crops in each split.
 
     Raises:
-        FileExistsError: ``out`` is there already.
-        FileNotFoundError: The data are not there.
+        FileExistsError: ``out`` exists already.
+        FileNotFoundError: The data are missing.
         ValueError: ``size`` or ``context`` is out of range, or a split has no box.
 
     Examples:
@@ -64,7 +64,7 @@ def _crop_split(data_root, out, split, size, context, quiet) -> int:
     path = data_root / 'annotations' / f'instances_{split}.json'
     coco = json.loads(path.read_text())
     classes = {category['id']: category['name'] for category in coco['categories']}
-    # Every class has a folder in both splits: mmpretrain numbers classes by the folders there are.
+    # Every class has a folder in both splits: mmpretrain numbers classes by the existing folders.
     for name in classes.values():
         (out / split / name).mkdir(parents=True)
     boxes = {}
@@ -88,7 +88,7 @@ def _crop_split(data_root, out, split, size, context, quiet) -> int:
 
 
 def _square(pixels: np.ndarray, box, context: float) -> np.ndarray:
-    """Cut a square around a box; what lies outside of the image repeats its edge."""
+    """Crop a square around a box; beyond the image its edge pixels are repeated."""
     x, y, width, height = box
     edge = max(1, round(max(width, height) * context))
     left, top = round(x + (width - edge) / 2), round(y + (height - edge) / 2)

@@ -1,4 +1,4 @@
-"""All that is wrong with a data set, in one list."""
+"""Which problems does a data set have? All of them, in one list."""
 
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Sequence
@@ -11,12 +11,12 @@ from .image_problems import find_image_problem
 
 
 class DataPlace(NamedTuple):
-    """Where a data set lies.
+    """The location of a data set.
 
     Attributes:
         annotations: Its annotation file.
         images: The folder that the images' names are relative to.
-        classes: The config's, None where there is no config.
+        classes: The config's; None if there is no config.
     """
 
     annotations: str
@@ -28,10 +28,10 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
     """List all problems of a data set: its file, each entry, each image.
 
     Args:
-        place: Where it lies.
+        place: Its location.
 
     Returns:
-        Iterator over a sentence for each, which names the file, and the entry where it is one.
+        Iterator over one sentence per problem, which names the file and, if it concerns one, the entry.
 
     Examples:
         >>> list(find_data_problems(DataPlace('no/such.json', 'images')))[0][:45]
@@ -53,7 +53,7 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
     for image in content['images']:
         name = image['file_name']
         if not isinstance(name, str) or not name:
-            continue  # said above
+            continue  # reported above
         path = Path(place.images, name)
         if name in used:
             yield f'{path} is the image of more than one entry'
@@ -71,7 +71,7 @@ def data_places(config) -> Iterator[DataPlace]:
         config: mmengine's Config.
 
     Returns:
-        Iterator over those of COCO's format.
+        Iterator over the data sets in COCO's format.
 
     Examples:
         >>> dataset = {'ann_file': 'a.json', 'data_root': 'data', 'data_prefix': {'img': 'train/'}}
@@ -95,7 +95,7 @@ def data_places(config) -> Iterator[DataPlace]:
 
 
 def _datasets(config) -> Iterator[dict]:
-    """The data sets in a part of a config, within wrappers such as RepeatDataset too."""
+    """The data sets in a part of a config, including those in wrappers such as RepeatDataset."""
     if isinstance(config, dict):
         if config.get('ann_file'):
             yield config

@@ -1,4 +1,4 @@
-"""COCO-format data that says what is wrong with it before training starts."""
+"""A COCO-format data set that reports its problems before training starts."""
 
 import difflib
 import json
@@ -25,7 +25,7 @@ _NEEDED = {
 
 
 def load_annotations(path) -> dict:
-    """Read an annotation file and check that it is one.
+    """Read an annotation file and check its format.
 
     Args:
         path: A JSON file in COCO's format. 'annotations' may be absent, as in COCO's test sets.
@@ -67,7 +67,7 @@ def load_annotations(path) -> dict:
 
 
 def _check_entries(path, content: dict, key: str, fields: Sequence[str]) -> None:
-    """Raise a ValueError unless `content[key]` is a list of dicts which have these fields."""
+    """Raise a ValueError unless `content[key]` is a list of dicts with these fields."""
     entries = content.get(key)
     if not isinstance(entries, list):
         raise ValueError(
@@ -86,20 +86,20 @@ def _check_entries(path, content: dict, key: str, fields: Sequence[str]) -> None
 
 
 def check_classes(path, content: dict, classes: Sequence[str]) -> None:
-    """Raise a ValueError where the config's classes are not the file's categories.
+    """Raise a ValueError if the config's classes are not the file's categories.
 
-    The classes may be some of the categories. mmdet itself trains on with those that match and
-    never sees the others. It also numbers labels in the order of the file and names them in the
-    order of the config, so another order would swap the names.
+    The classes may be a subset of the categories. mmdet itself would train with those that match,
+    and ignore the others. It also numbers labels in the order of the file, but names them in the
+    order of the config. So another order would swap names.
 
     Args:
         path: The annotation file, for the message.
-        content: What :func:`load_annotations` read from it.
+        content: Its content, from :func:`load_annotations`.
         classes: ``metainfo['classes']``.
 
     Raises:
-        ValueError: The classes are no tuple or list, some are in the config only, or given twice,
-            or in another order.
+        ValueError: The classes are not a tuple or list, or some are only in the config, given
+            twice, or in another order.
 
     Examples:
         >>> check_classes('a.json', {'categories': [{'name': 'cat'}]}, ('cats',))
@@ -150,15 +150,15 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
 
 
 def check_images(path, content: dict, folder) -> None:
-    """Raise a FileNotFoundError where images that the file lists are not in the folder.
+    """Raise a FileNotFoundError if images that the file lists are not in the folder.
 
     Args:
         path: The annotation file, for the message.
-        content: What :func:`load_annotations` read from it.
+        content: Its content, from :func:`load_annotations`.
         folder: The folder that the images' names are relative to.
 
     Raises:
-        FileNotFoundError: Images are missing; the message has their number and the first three.
+        FileNotFoundError: Images are missing; gives their number and the first three.
 
     Examples:
         >>> content = {'images': [{'file_name': 'a.jpg'}]}
@@ -167,7 +167,7 @@ def check_images(path, content: dict, folder) -> None:
             ...
         FileNotFoundError: 1 of the 1 images of mine.json are not in no/such (no such folder), ...
     """
-    # One listing a folder: a stat for each of COCO's 118,000 images takes minutes on network disks.
+    # One listing per folder: a stat of each of COCO's 118,000 images takes minutes on network disks.
     listings = {}
     missing = []
     for image in content['images']:
@@ -192,30 +192,30 @@ def _some(names: Sequence[str], most: int = 10) -> str:
 
 
 def _index(api: type, content: dict, path):
-    """What `api(path)` gives, of content that was parsed before: COCO's files take many seconds."""
+    """Build `api(path)` from parsed content: to parse COCO's files again takes many seconds."""
     coco = api()
     coco.dataset = content
     coco.createIndex()
-    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # mmdet's names of them
+    coco.img_ann_map, coco.cat_img_map = coco.imgToAnns, coco.catToImgs  # mmdet's names for them
     return coco
 
 
 @DATASETS.register_module()
 class CheckedCocoDataset(CocoDataset):
-    """mmdet's CocoDataset, with its annotation file and images checked when it is loaded.
+    """mmdet's CocoDataset, which checks its annotation file and images when it is loaded.
 
-    That is when it is built, so before training starts, or with ``lazy_init=True`` at first use.
-    An image that turns out to be damaged is passed over in training, and named in the log; a test
-    stops there, since its numbers would be of other images. Images that are read through ``backend_args`` lie elsewhere and are not looked for.
+    It is loaded when built, thus before training starts; with ``lazy_init=True``, at first use. Training skips
+    a damaged image and names it in the log. A test stops there, since its numbers would be of other images.
+    Images that are read through ``backend_args`` lie elsewhere, and their existence is not checked.
 
     Args:
         args, kwargs: Those of :class:`mmdet.datasets.CocoDataset`.
 
     Raises:
         FileNotFoundError: The annotation file or images are missing.
-        ValueError: The file is not in COCO's format, its categories are not the config's classes,
-            or no image with a box is left to train on, or entries are wrong, see
-            :func:`check_entries`. One message, with the file and what to do.
+        ValueError: The file is not in COCO's format, or its categories are not the config's
+            classes. Or no image with a box is left to train on, or entries are wrong, see
+            :func:`check_entries`. One message names the file and the remedy.
 
     Examples:
         >>> CheckedCocoDataset(ann_file='no/such.json', lazy_init=True).metainfo['classes'][0]
@@ -226,10 +226,10 @@ class CheckedCocoDataset(CocoDataset):
         """Check, then load as CocoDataset does.
 
         Returns:
-            What CocoDataset makes of each image.
+            CocoDataset's entry of each image.
 
         Raises:
-            FileNotFoundError, ValueError: As the class says.
+            FileNotFoundError, ValueError: See the class.
         """
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local_path:
             content = load_annotations(local_path)
@@ -241,16 +241,16 @@ class CheckedCocoDataset(CocoDataset):
         try:
             return super().load_data_list()
         finally:
-            del self.COCOAPI  # the class's own again, and the content is let go
+            del self.COCOAPI  # restores the class's own, and frees the content
 
     def filter_data(self) -> List[dict]:
-        """Filter as CocoDataset does, and say so if nothing is left to learn from.
+        """Filter as CocoDataset does, and raise if no image is left to train on.
 
         Returns:
             The images that are left.
 
         Raises:
-            ValueError: None of them has a box that is not a crowd's, and this is no test set.
+            ValueError: In a training set no image has a box that is not a crowd.
         """
         left = super().filter_data()
         if not self.test_mode and not any(
@@ -265,20 +265,20 @@ class CheckedCocoDataset(CocoDataset):
         return left
 
     def prepare_data(self, idx: int) -> Optional[dict]:
-        """Load and transform an image; one that cannot be does not end a training run.
+        """Load and transform an image; a damaged one does not end a training run.
 
         Args:
-            idx: Its place.
+            idx: The image's index.
 
         Returns:
-            What the pipeline makes of it; None, for which another one is taken, where it is damaged.
+            The pipeline's result. None for a damaged image, for which another image is taken.
 
         Raises:
             ValueError: This is a test set, and the image is damaged. Names the file.
         """
         try:
             return super().prepare_data(idx)
-        except Exception as error:  # each reader has its own, and a transform may fail as well
+        except Exception as error:  # each reader raises its own errors, and a transform may fail too
             path = self.get_data_info(idx)['img_path']
             problem = find_image_problem(path) if self.backend_args is None else None
             if problem is None and isinstance(error, cv2.error):

@@ -1,4 +1,4 @@
-"""A config for one's own COCO-format data.
+"""How a config for one's own COCO-format data is written.
 
 From the shell: `sasa-det coco-config DATA_ROOT --out my_config.py`
 """
@@ -61,14 +61,14 @@ def write_coco_config(
     """Write a config that trains a detector on COCO-format data, which is checked first.
 
     Args:
-        data_root: The data's folder; the last four are relative to it.
+        data_root: The data's folder; the last four arguments are relative to it.
         out: The config to write.
-        base: What it inherits from: a config of this package whose datasets are of type
-            CheckedCocoDataset, or a file of yours.
-        max_epochs: Epochs to train for instead of the base's; its learning rate schedule is
-            stretched to them.
-        image_scale: Pixels that images are scaled to fit in, width and height or one for both,
-            instead of the base's.
+        base: The config to inherit from: one of this package with datasets of type
+            CheckedCocoDataset, or your own file.
+        max_epochs: Number of epochs, instead of the base's. The base's learning rate schedule is
+            stretched to it.
+        image_scale: Size in pixels that images are scaled to fit in, instead of the base's: width
+            and height, or one number.
         train_ann, val_ann: Annotation files.
         train_img, val_img: Folders of images.
 
@@ -76,8 +76,8 @@ def write_coco_config(
         The config's path.
 
     Raises:
-        FileNotFoundError, ValueError: As :class:`CheckedCocoDataset`, and ValueError where
-            max_epochs or image_scale is out of range or the base has no place for it.
+        FileNotFoundError, ValueError: As for :class:`CheckedCocoDataset`. Also if max_epochs or
+            image_scale is out of range, or the base has no place for it.
 
     Examples:
         >>> write_coco_config('no/such', 'config.py')  # doctest: +ELLIPSIS
@@ -95,7 +95,7 @@ def write_coco_config(
         check_images(root / ann, content, root / img)
 
     out = Path(out)
-    if '::' not in base:  # mmengine takes it relative to the config
+    if '::' not in base:  # mmengine reads it relative to the config
         base = Path(base).resolve().as_posix()
     text = _TEMPLATE.format(
         base=base,
@@ -120,17 +120,17 @@ def write_coco_config(
 
 
 def _assign(name: str, value) -> str:
-    """`name = value` as mmengine writes it, which is readable and short."""
+    """Format `name = value` as mmengine does: readable and short."""
     return Config({name: value}).pretty_text.strip()
 
 
 def _copied(steps) -> List[dict]:
-    """Copies of inherited dicts, without the scope that mmengine stamps on them."""
+    """Copies of inherited dicts, without the scope that mmengine adds to them."""
     return [{key: value for key, value in step.items() if key != '_scope_'} for step in steps]
 
 
 def _epochs_lines(inherited: Config, base: str, max_epochs: int) -> str:
-    """The lines that set the number of epochs and stretch the base's schedule to it."""
+    """Lines that set the number of epochs and stretch the base's schedule to it."""
     if max_epochs < 1:
         raise ValueError(f'max_epochs must be at least 1, got {max_epochs}')
     before = inherited.get('train_cfg', {}).get('max_epochs')
@@ -154,7 +154,7 @@ def _epochs_lines(inherited: Config, base: str, max_epochs: int) -> str:
 
 
 def _scale_lines(inherited: Config, base: str, image_scale: Union[int, Tuple[int, int]]) -> str:
-    """The base's pipelines with another scale; a config can only replace a list as a whole."""
+    """The base's pipelines, whole, with another scale: a config cannot change a single item of a list."""
     scale = (image_scale,) * 2 if isinstance(image_scale, int) else tuple(image_scale)
     if len(scale) != 2 or min(scale) < 32:
         raise ValueError(

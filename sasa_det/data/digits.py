@@ -1,4 +1,4 @@
-"""Handwritten digits on photographs: a COCO-format data set, made of what scikit-learn ships.
+"""Handwritten digits on photographs: a COCO-format data set, made of scikit-learn's own images.
 
 `sasa-det demo-data data/digits` makes `annotations/instances_{train,val}.json`,
 `train/*.jpg` and `val/*.jpg`. The digits are those of `sklearn.datasets.load_digits` (UCI, 8 x 8
@@ -27,13 +27,13 @@ SPLITS = ('train', 'val')
 
 _MARKER = '.made-by-sasa_det.data.digits'
 _MANIFEST = 'manifest.json'
-_FORMAT = 6  # raise it with every change that changes the bytes: older sets are then made anew
+_FORMAT = 6  # raise it with every change of the output's bytes: older sets are then made anew
 _TRAIN_SHARE = 0.7  # of the digits of each class
-# Columns of each photograph that only validation sees: half of the pagoda, an edge of the flower.
+# Columns of each photograph for validation only: half of the pagoda, an edge of the flower.
 _VAL_COLUMNS = {'china.jpg': (0, 200), 'flower.jpg': (360, 640)}
 _CROP_SIDE = (112, 192)  # pixels of the photograph
 _DIGIT_SIZE = (20, 0.6)  # square root of the box's area: from 20 pixels to 0.6 of the image
-_CONTRAST = 80  # least distance in luma, 0 to 255, by which ink is lighter than what is under it
+_CONTRAST = 80  # least difference in luma, 0 to 255, of ink from its darker background
 _EMPTY_SHARE, _CROWD_SHARE = 0.03, 0.04
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 92, cv2.IMWRITE_JPEG_OPTIMIZE, 0)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of R, G, B
@@ -48,18 +48,19 @@ def make_digits(
     seed: int = 0,
     quiet: bool = False,
 ) -> Path:
-    """Make the digits data set in `root`, or leave it alone where it is there, as asked for.
+    """Make the digits data set in `root`, unless the same set is already there.
 
-    The set is made in `<root>.partial` and renamed at the end, so whatever is at `root` is whole or
-    was damaged later; the manifest inside tells. Same arguments and package versions, same bytes.
+    The set is made in `<root>.partial` and renamed at the end. So a set at `root` is whole, unless
+    damaged later, which its manifest shows. The same arguments and package versions give the same
+    bytes.
 
     Args:
-        root: Folder of the data set: new, empty or with a set that was made here.
+        root: Folder of the data set: new, empty, or with a set made by this function.
         num_train: Number of training images, at least 10.
         num_val: Number of validation images, at least 10.
         image_size: Width and height of the images in pixels, at least 64.
-        seed: Fixes everything that is random.
-        quiet: Say nothing and show no progress bar.
+        seed: Seed of all random choices.
+        quiet: Print nothing and show no progress bar.
 
     Returns:
         The folder, absolute.
@@ -114,14 +115,14 @@ def make_digits(
 
 
 def find_fault(root, parameters: Optional[dict] = None) -> Optional[str]:
-    """Say what keeps a folder from being a whole digits data set.
+    """Find the first fault that keeps a folder from being a whole digits data set.
 
     Args:
         root: Folder of the data set.
-        parameters: Compare with these arguments of `make_digits` as well.
+        parameters: Also compare with these arguments of `make_digits`.
 
     Returns:
-        The first fault found, or None where every file is what the manifest says.
+        The fault; None if every file matches the manifest.
 
     Examples:
         >>> find_fault('/nowhere')
@@ -151,7 +152,7 @@ def find_fault(root, parameters: Optional[dict] = None) -> Optional[str]:
 
 
 def _describe(root):
-    """Number of images and checksums of each split, as they are on disk."""
+    """Number of images and checksums of each split on disk."""
     described = {}
     for split in SPLITS:
         images, checksum = sorted((root / split).iterdir()), hashlib.sha256()
@@ -167,7 +168,7 @@ def _describe(root):
 
 
 def _refuse_foreign(folder):
-    """Raise unless `folder` is free to be taken or replaced."""
+    """Raise unless `folder` may be created or replaced."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -183,7 +184,7 @@ def _refuse_foreign(folder):
 
 
 def _remove(folder):
-    """Delete one of our folders, the marker last: an interrupted removal can be taken up again."""
+    """Delete one of our folders, the marker last, so that an interrupted removal can be resumed."""
     if not folder.exists():
         return
     _refuse_foreign(folder)
@@ -193,7 +194,7 @@ def _remove(folder):
 
 
 def _open_partial(partial, console):
-    """Make an empty, marked folder and return its marker, locked while this process works there."""
+    """Make an empty, marked folder and return its marker, locked while this process uses it."""
     if partial.exists():
         _refuse_foreign(partial)
         if any(partial.iterdir()):
@@ -206,7 +207,7 @@ def _open_partial(partial, console):
 
 
 def _lock(marker):
-    """Open and lock a marker; the system unlocks it when the process ends, however it ends."""
+    """Open and lock a marker; the system unlocks it when the process ends in any way."""
     file = marker.open('r+')
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -237,7 +238,7 @@ def _write_set(folder, parameters, console):
             kinds = _choose_kinds(np.random.default_rng((parameters['seed'], number)), count)
             images, annotations = [], []
             for index in progress.track(range(count), description=f'Drawing {split} images'):
-                # A generator for each image: an image does not depend on those before it.
+                # One generator per image: an image does not depend on those before it.
                 rng = np.random.default_rng((parameters['seed'], number, index))
                 which = int(rng.integers(len(names)))
                 canvas, crop, flip = _take_background(
@@ -301,7 +302,7 @@ def _split_digits(targets, seed):
 
 
 def _choose_kinds(rng, count):
-    """'plain', 'empty' or 'crowd' for each image of a split; every split has some of each."""
+    """The kind of each image of a split: 'plain', 'empty' or 'crowd'; every split has some of each."""
     kinds = np.full(count, 'plain')
     empty, crowd = (int(np.ceil(share * count)) for share in (_EMPTY_SHARE, _CROWD_SHARE))
     order = rng.permutation(count)
@@ -311,7 +312,7 @@ def _choose_kinds(rng, count):
 
 
 def _take_background(rng, name, photograph, split, size):
-    """A crop of a split's part of a photograph: float32 RGB canvas (size, size, 3), crop, flip."""
+    """Crop a split's part of a photograph: float32 RGB canvas (size, size, 3), crop, flip."""
     height, width = photograph.shape[:2]
     left, right = _VAL_COLUMNS[name]
     if split == 'train':
@@ -327,7 +328,7 @@ def _take_background(rng, name, photograph, split, size):
 
 
 def _draw_objects(rng, canvas, digits, pool, kind):
-    """Draw the objects of one image onto its canvas and return their annotations, ids left out."""
+    """Draw the objects of one image onto its canvas and return their annotations, without ids."""
     if kind == 'empty':
         return []
     objects, boxes = [], []
@@ -336,8 +337,7 @@ def _draw_objects(rng, canvas, digits, pool, kind):
         boxes.append(objects[0]['bbox'])
     count = int(rng.integers(*((16, 31) if kind == 'plain' else (1, 4))))
     low, high = np.log(_DIGIT_SIZE[0]), np.log(_DIGIT_SIZE[1] * canvas.shape[0])
-    # The largest first: they are the hardest to find a place for.
-    # More small ones than large, so that many find one.
+    # The largest come first: they are the hardest to place. More are small than large, so that many fit.
     sizes = np.exp(low + (high - low) * rng.random(count) ** 2)
     for digit_size in sorted(sizes, reverse=True):
         label = int(rng.integers(len(CLASSES)))
@@ -363,7 +363,7 @@ def _draw_objects(rng, canvas, digits, pool, kind):
 
 
 def _draw_crowd(rng, canvas, digits, pool):
-    """Draw a heap of tiny digits of one class, annotated as a COCO crowd: one box and one mask."""
+    """Draw a group of tiny digits of one class, annotated as a COCO crowd: one box and one mask."""
     size = canvas.shape[0]
     spread = int(rng.integers(size // 4, size // 3))
     x, y, colour = _find_place(rng, canvas, (spread, spread), [], tries=200, force=True)
@@ -390,7 +390,7 @@ def _draw_crowd(rng, canvas, digits, pool):
 
 
 def _run_lengths(mask):
-    """COCO's uncompressed run lengths: column by column, beginning with the zeros."""
+    """Encode a mask in COCO's uncompressed RLE: column by column, beginning with the zeros."""
     flat = np.concatenate([[False], mask.ravel(order='F')])
     changes = np.flatnonzero(flat[1:] != flat[:-1])
     return np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
@@ -413,9 +413,9 @@ def _make_ink(rng, pixels, digit_size, longest):
 
 
 def _find_place(rng, canvas, shape, boxes, tries=50, force=False):
-    """A place clear of `boxes` and an ink colour that stands out there: (x, y, colour) or None.
+    """Find a place clear of `boxes` and an ink colour with contrast there: (x, y, colour) or None.
 
-    With `force` the last place tried is taken, in white.
+    With `force` the last place tried is returned, in white.
     """
     height, width = shape
     x = rng.integers(0, canvas.shape[1] - width + 1, tries)
@@ -433,7 +433,7 @@ def _find_place(rng, canvas, shape, boxes, tries=50, force=False):
 
 
 def _overlaps(x, y, width, height, boxes):
-    """Intersections of boxes at places (T,) with `boxes` (N, 4), as shares of the smaller: (T, N)."""
+    """Intersections of boxes at places (T,) with `boxes` (N, 4), as fractions of the smaller area: (T, N)."""
     left, top, widths, heights = np.reshape(boxes, (-1, 4)).T
     across = np.minimum(x[:, None] + width, left + widths) - np.maximum(x[:, None], left)
     down = np.minimum(y[:, None] + height, top + heights) - np.maximum(y[:, None], top)
@@ -442,7 +442,7 @@ def _overlaps(x, y, width, height, boxes):
 
 
 def _blend(canvas, alpha, x, y, colour):
-    """Lay ink of one colour over the canvas."""
+    """Blend ink of one colour over the canvas."""
     height, width = alpha.shape
     under = canvas[y : y + height, x : x + width]
     under += alpha[..., None] * (colour - under)

@@ -1,4 +1,4 @@
-"""What is wrong with the entries of an annotation file in COCO's format, all of it at once."""
+"""Which problems do the entries of a COCO annotation file have? All of them at once."""
 
 import math
 from collections import Counter
@@ -8,12 +8,12 @@ _SHOWN = 10
 
 
 class Problem(NamedTuple):
-    """Something wrong with an entry.
+    """A problem of one entry.
 
     Attributes:
-        entry: Which one, as ``annotations[3] (id 17)``.
-        text: What is wrong.
-        refused: Whether training is; what is not, mmdet leaves out without a word.
+        entry: The entry, such as ``annotations[3] (id 17)``.
+        text: The problem.
+        refused: Whether training is refused. Otherwise mmdet silently leaves the entry out.
     """
 
     entry: str
@@ -25,10 +25,10 @@ class Problem(NamedTuple):
 
 
 def find_entry_problems(content: dict) -> Iterator[Problem]:
-    """Go through all entries.
+    """Check all entries.
 
     Args:
-        content: What :func:`load_annotations` read: lists of dicts that have the needed keys.
+        content: The file's content, from :func:`load_annotations`: lists of dicts with the needed keys.
 
     Returns:
         Iterator over the problems, in the order of the file.
@@ -69,14 +69,14 @@ def find_entry_problems(content: dict) -> Iterator[Problem]:
 
 
 def check_entries(path, content: dict) -> None:
-    """Raise a ValueError that lists what :func:`find_entry_problems` finds, if training is refused.
+    """Raise a ValueError that lists the problems of :func:`find_entry_problems`, if one refuses training.
 
     Args:
         path: The annotation file, for the message.
-        content: What :func:`load_annotations` read from it.
+        content: Its content, from :func:`load_annotations`.
 
     Raises:
-        ValueError: Entries have problems with which a run would fail or learn nonsense.
+        ValueError: Entries have problems that would make a run fail or learn nonsense.
     """
     problems = [problem for problem in find_entry_problems(content) if problem.refused]
     if problems:
@@ -122,14 +122,14 @@ def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Prob
         return None
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
         return Problem(name, f'bbox {_short(box)} lies outside of its image, {_size(size)}', False)
-    # A few pixels over the edge are common, and cut off when images are scaled.
+    # A few pixels beyond the image are common, and clipped when images are scaled.
     if min(x + size[0], y + size[1], 2 * size[0] - x - width, 2 * size[1] - y - height) < 0:
         return Problem(name, f'bbox {_short(box)} is far larger than its image, {_size(size)}')
     return None
 
 
 def _is_number(value) -> bool:
-    # A whole number of hundreds of digits is none to torch.
+    # torch cannot hold an integer of hundreds of digits.
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     return abs(value) < 1e30 and math.isfinite(value)

@@ -1,1 +1,1 @@
-"""What runs a training: hooks, and data-parallel processes on the CPU."""
+"""How a training runs: hooks, and data-parallel processes on the CPU."""

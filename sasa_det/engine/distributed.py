@@ -1,8 +1,8 @@
-"""Data-parallel training on the CPU, which mmengine's launcher and wrapper take for the GPU's.
+"""Data-parallel training on the CPU, where mmengine's launcher and wrapper assume GPUs.
 
-``torchrun --nproc_per_node=2 -m sasa_det train CONFIG --launcher pytorch`` runs mmdet's
-train.py in two processes. On a CPU two processes of one thread are much faster than one process of
-two threads where maps are small.
+``torchrun --nproc_per_node=2 -m sasa_det train CONFIG --launcher pytorch`` runs mmdet's train.py in
+two processes. On a CPU, with small maps, two processes of one thread are much faster than one
+process of two threads.
 """
 
 import os
@@ -15,14 +15,14 @@ from mmengine.registry import MODEL_WRAPPERS
 
 @MODEL_WRAPPERS.register_module()
 class AnyDeviceDistributedDataParallel(MMDistributedDataParallel):
-    """mmengine's wrapper of a data-parallel model, for a model on the CPU too.
+    """mmengine's wrapper of a data-parallel model, which also takes a model on the CPU.
 
-    mmengine names a GPU for each process, which torch refuses where the model is on the CPU. A config
-    asks for it by ``model_wrapper_cfg=dict(type='AnyDeviceDistributedDataParallel')``.
+    mmengine assigns a GPU to each process, which torch refuses for a model on the CPU. A config
+    selects this wrapper by ``model_wrapper_cfg=dict(type='AnyDeviceDistributedDataParallel')``.
 
     Args:
         module: The model.
-        device_ids: The process's GPU; ignored where the model is on the CPU.
+        device_ids: The process's GPU; ignored if the model is on the CPU.
         kwargs: Those of :class:`mmengine.model.MMDistributedDataParallel`.
     """
 
@@ -32,9 +32,9 @@ class AnyDeviceDistributedDataParallel(MMDistributedDataParallel):
 
 
 def join_processes() -> None:
-    """Join the processes that torchrun started, by gloo, unless there are GPUs.
+    """Connect the processes that torchrun started, by gloo, unless there are GPUs.
 
-    mmengine joins them itself on GPUs, and leaves it where it has been done.
+    On GPUs mmengine itself connects them, and it keeps an existing process group.
 
     Examples:
         >>> join_processes()  # not started by torchrun: nothing to do

@@ -1,1 +1,1 @@
-"""What is installed, and whether sasa_det can stand on it."""
+"""The installed packages, and whether sasa_det supports them."""

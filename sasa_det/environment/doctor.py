@@ -15,11 +15,11 @@ Row = Tuple[str, str, str, str]
 
 
 def examine() -> Tuple[List[Row], List[Problem], Dict[str, Optional[str]]]:
-    """Look at every package and every backend of the operator.
+    """Examine every package and every backend of the operator.
 
     Returns:
-        Rows of name, version, accepted versions and state; the problems; and for each backend of
-        the operator None or the reason why it cannot be used.
+        Rows of name, version, accepted versions and state; the problems; the backends of the
+        operator. Each backend has None or the reason why it cannot be used.
 
     Examples:
         >>> rows, problems, backends = examine()
@@ -40,17 +40,17 @@ def examine() -> Tuple[List[Row], List[Problem], Dict[str, Optional[str]]]:
         from ..ops import available_backends
 
         backends = available_backends()
-    except Exception as error:  # the operator needs torch, and that may be what is broken
+    except Exception as error:  # the operator needs torch, which may itself be broken
         backends = {'all': f'sasa_det.ops does not import: {error}'}
     return rows, problems, backends
 
 
 def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[str]]) -> None:
-    """Print what ``examine`` found, as tables where rich is installed.
+    """Print the results of ``examine``, as tables if rich is installed.
 
     Args:
         rows: Name, version, accepted versions and state of each package.
-        problems: What is wrong.
+        problems: Each problem found.
         backends: Each backend of the operator with None or the reason why it cannot be used.
     """
     family = 'the onedl fork' if is_fork() else "OpenMMLab's packages"
@@ -91,7 +91,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table, by rich or, where that is missing too, plainly."""
+    """Print a table, with rich if it is installed, else plainly."""
     try:
         from rich.console import Console
         from rich.markup import escape

@@ -1,6 +1,6 @@
-"""The supported versions of what sasa_det stands on, and the check of what is installed.
+"""Which versions of its dependencies sasa_det supports, and whether the installed ones are among them.
 
-This must work where any of it is missing or broken, so it imports nothing but the standard library.
+The check must work where any of them is missing or broken, so it imports only the standard library.
 """
 
 import re
@@ -14,22 +14,22 @@ COMMON = {
     # The operator is built on torch.library.
     'torch': '>=2.1',
     'numpy': '>=1.22',
-    # At run time too: mmengine asks pkg_resources where a `_base_ = 'mmdet::...'` lies, and 81 dropped it.
+    # Needed at run time too: mmengine resolves `_base_ = 'mmdet::...'` by pkg_resources, which 81 dropped.
     'setuptools': '<81',
 }
 OPENMMLAB = {
     # The checkpoint types that are allowed are those of 0.10.
     'mmengine': '>=0.10.7,<0.11',
-    # mmdet refuses 2.2.0 and later; below 2.1.0 there is no source that builds against today's torch.
+    # mmdet refuses 2.2.0 and later; below 2.1.0 no source builds against today's torch.
     'mmcv': '>=2.1.0,<2.2',
-    # The components are children of its classes, and the tests compare with it weight for weight.
+    # The components subclass its classes, and the tests compare with it weight for weight.
     'mmdet': '==3.3.0',
 }
 # The maintained fork, with the same import names.
 ONEDL = {'onedl-mmengine': '==0.10.12', 'onedl-mmcv': '==2.3.6', 'onedl-mmdetection': '==3.5.1'}
 
 MINIMUM_PYTHON = (3, 10)
-# What the set-up installs where nothing is said.
+# The torch that the set-up installs by default.
 DEFAULT_TORCH = '2.13.0'
 _IMPORTS = {
     'torch': 'torch',
@@ -46,13 +46,13 @@ _IMPORTS = {
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with the installed stack.
+    """One problem of the installed stack.
 
     Attributes:
-        name: The distribution that it is about.
-        found: What was found.
-        accepted: What is accepted.
-        mend: The command that mends it.
+        name: The distribution.
+        found: The version found.
+        accepted: The accepted versions.
+        mend: The command that fixes it.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
 
 def is_fork() -> bool:
-    """Say whether the fork is what is installed, rather than OpenMMLab's packages.
+    """Say whether the fork is installed rather than OpenMMLab's packages.
 
     Examples:
         >>> is_fork() in (True, False)
@@ -79,7 +79,7 @@ def is_fork() -> bool:
 
 
 def supported() -> Dict[str, str]:
-    """Choose the family of packages to check: OpenMMLab's, or the fork where that is installed.
+    """Choose the family of packages to check: OpenMMLab's, or the fork if that is installed.
 
     Returns:
         Accepted versions by distribution.
@@ -111,11 +111,11 @@ def installed_version(distribution: str) -> Optional[str]:
 
 
 def accepts(specifier: str, version: str) -> bool:
-    """Say whether a version is within a specifier; only the release's numbers count.
+    """Say whether a specifier accepts a version; only the release's numbers count.
 
     Args:
         specifier: Comma-separated bounds of the kinds ``>=``, ``<`` and ``==``.
-        version: A version as pip writes it; what follows a ``+`` is its build.
+        version: A version as pip writes it; the part after a ``+`` is its build.
 
     Examples:
         >>> accepts('>=2.1', '2.13.0+cpu'), accepts('<81', '81.0.0'), accepts('==3.3.0', '3.3')
@@ -131,14 +131,14 @@ def accepts(specifier: str, version: str) -> bool:
 
 
 def find_problems(imports: bool = False) -> List[Problem]:
-    """Compare what is installed with what is supported.
+    """Compare the installed versions with the supported ones.
 
     Args:
-        imports: Also import each package in this process, which takes seconds: finds compiled
-            parts that were built for something else, such as mmcv's ops.
+        imports: Also import each package in this process, which takes seconds. This finds binaries
+            built for another version, such as mmcv's ops.
 
     Returns:
-        One entry for each package that is wrong; empty if all is well.
+        One entry per package with a problem; empty if there is none.
 
     Examples:
         >>> find_problems()
@@ -166,7 +166,7 @@ def find_problems(imports: bool = False) -> List[Problem]:
     if imports:
         wrong = {problem.name for problem in problems}
         for name in ('numpy', 'torch', 'opencv-python', *family):
-            # What has the wrong version, or stands on it, need not be tried.
+            # A package with a problem, and those that import it, need not be tried.
             if name not in wrong:
                 problem = _import_problem(name, family.get(name, 'one that imports'))
                 if problem is not None:
@@ -179,7 +179,8 @@ def require_stack() -> None:
     """Raise if a package has a version that is not supported; reads metadata only.
 
     Raises:
-        ImportError: Names each package, what was found, what is accepted and what mends it.
+        ImportError: Names each package, the version found, the accepted ones and the command that
+            fixes it.
 
     Examples:
         >>> require_stack()
@@ -190,10 +191,10 @@ def require_stack() -> None:
 
 
 def describe(problems: Sequence[Problem]) -> str:
-    """Say in some lines what is wrong, and what mends it.
+    """Describe the problems and their fixes, in some lines.
 
     Args:
-        problems: What :func:`find_problems` found.
+        problems: The result of :func:`find_problems`.
     """
     return (
         'sasa_det cannot be used with what is installed.\n'
@@ -207,7 +208,7 @@ def mend_command(name: str, rebuild: bool = False) -> str:
 
     Args:
         name: The distribution.
-        rebuild: Replace an installed one of the right version that does not import.
+        rebuild: Replace an installed package of the right version that fails to import.
 
     Examples:
         >>> mend_command('setuptools').endswith("-m pip install 'setuptools<81'")
@@ -215,7 +216,7 @@ def mend_command(name: str, rebuild: bool = False) -> str:
     """
     pip = f'{sys.executable} -m pip'
     if name in ('mmcv', 'onedl-mmcv'):
-        # A wheel in pip's cache may be the very one that does not import.
+        # The wheel in pip's cache may be the one that fails to import.
         forget = f'{pip} cache remove {name}; ' if rebuild else ''
         force = f'--force-reinstall --no-deps --no-binary {name} ' if rebuild else ''
         return (
@@ -223,7 +224,7 @@ def mend_command(name: str, rebuild: bool = False) -> str:
             f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{pin(name)}'
         )
     if name == 'opencv-python':
-        # The same module without windows, so without the graphics libraries that a server lacks.
+        # The same module without GUI, so without the graphics libraries that a server lacks.
         return f'{pip} uninstall -y opencv-python && {pip} install opencv-python-headless'
     specifier = {**COMMON, **OPENMMLAB, **ONEDL}[name]
     force = '--force-reinstall ' if rebuild else ''
@@ -253,16 +254,16 @@ def _numbers(version: str) -> tuple:
 
 
 def _import_problem(name: str, specifier: str) -> Optional[Problem]:
-    """Import a distribution's module; say what is wrong if that fails."""
+    """Import a distribution's module; return the problem if that fails."""
     module = _IMPORTS[name]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             imported = import_module(module)
             if name == 'torch':
-                # Fails where torch was built for another generation of numpy.
+                # Fails if torch was built for another major version of numpy.
                 imported.zeros(1).numpy()
-    except Exception as error:  # whatever a broken package raises is what the user must see
+    except Exception as error:  # a broken package may raise anything, and the user must see it
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         version = installed_version(name)
         found = f'{version or "nothing"}, but `import {module}` fails: {reason}'

@@ -1,7 +1,7 @@
-"""Letting PyPI's torchvision be imported beside a CPU build of torch.
+"""How PyPI's torchvision can be imported beside a CPU build of torch.
 
-mmpretrain needs torchvision, for its transforms only. PyPI's wheels are built for CUDA: beside a CPU
-build of torch their C++ operators do not load, and the import fails over two that are not there.
+mmpretrain needs torchvision, for its transforms only. PyPI's wheels are built for CUDA. Beside a CPU
+build of torch their C++ operators do not load, and the import fails for lack of two of them.
 """
 
 from importlib.util import find_spec
@@ -18,9 +18,9 @@ _libraries = []
 def declare_missing_ops() -> None:
     """Declare the operators whose absence keeps torchvision from being imported.
 
-    Declared, they raise where they are called, as torchvision's operators do that it does not look for.
-    Nothing is done without mmpretrain, or where torchvision can be imported. mmdet imports mmpretrain
-    where there is one, so this comes before mmdet.
+    Declared operators raise when called, like torchvision's other missing operators. Nothing is done
+    without mmpretrain, or if torchvision can be imported. mmdet imports mmpretrain if it is installed,
+    so call this before importing mmdet.
 
     Examples:
         >>> declare_missing_ops()
@@ -35,5 +35,5 @@ def declare_missing_ops() -> None:
         library = torch.library.Library('torchvision', 'DEF')
         for schema in _SCHEMAS:
             library.define(schema)
-        _libraries.append(library)  # what a library declares goes when it does
+        _libraries.append(library)  # its declarations last only as long as the library
         import torchvision  # noqa: F401

@@ -1,1 +1,1 @@
-"""How well a detector does, what it costs and where it looks."""
+"""How accurate is a detector, what does it cost, and where does it attend?"""

@@ -1,4 +1,4 @@
-"""Where the heads of a detector's attention layers look."""
+"""Where do the heads of a detector's attention layers look?"""
 
 from collections import Counter
 from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -12,7 +12,7 @@ from ..layers import LocalSelfAttention2d
 
 
 class AttentionMap(NamedTuple):
-    """Where one layer's heads look from some pixels of an image.
+    """The attention weights of one layer for some query pixels of an image.
 
     Args:
         layer: Name of the layer in ``model.named_modules()``.
@@ -22,8 +22,8 @@ class AttentionMap(NamedTuple):
         map_size: Height and width of the layer's input map.
         stride: Pixels of ``image`` from one cell of the map to the next.
         dilation: Cells from one position of the window to the next.
-        image: (H, W, 3) RGB, uint8: the image as the network saw it, without padding.
-        content: The logits q.k before the softmax, shaped as the weights; None where the layer has none.
+        image: (H, W, 3) RGB, uint8: the network's input, without padding.
+        content: The logits q.k before the softmax, shaped as the weights; None if the layer has none.
         position: The logits q.r of the relative positions, likewise.
     """
 
@@ -40,7 +40,7 @@ class AttentionMap(NamedTuple):
 
     @property
     def part(self) -> str:
-        """The part of the detector that the layer is in, such as 'backbone'."""
+        """The part of the detector that holds the layer, such as 'backbone'."""
         return self.layer.split('.')[0]
 
     def window(self, index: int) -> Tuple[int, int, int, int]:
@@ -68,26 +68,24 @@ def attention_maps(
     points: Optional[Sequence[Tuple[float, float]]] = None,
     level: int = 0,
 ) -> List[AttentionMap]:
-    """Run a model on one image and see where the heads of its attention layers look.
+    """Run a model on one image and return the attention weights of its layers.
 
-    The map of a layer has one cell for ``stride`` x ``stride`` pixels of the image; the stride is
-    the power of two that fits the sizes of the two, for detectors halve maps and round up. A query
-    pixel is taken to its cell.
+    A cell of a layer's map covers ``stride`` x ``stride`` pixels of the image. The stride is the
+    power of two that fits both sizes, since detectors halve maps and round up. Each query pixel is
+    mapped to its cell.
 
     Args:
         model: A detector from ``mmdet.apis.init_detector``; for a tensor, any module.
-        image: An image's file name or (H, W, 3) BGR array, a batch of one from a test pipeline, or
-            an input of shape (1, 3, H, W).
-        layers: Names from :func:`attention_layers`. By default, of each part of the model
-            (backbone, neck, head) the last layer whose map is no smaller than its window, or else
-            the last.
-        points: Row and column of query pixels, in the image as it is in its file; by default its
-            centre.
-        level: A head's layers are called once for each pyramid level: which of the calls to show, 0
-            being the finest. Layers that are called once have but that call.
+        image: A file name, an (H, W, 3) BGR array, a batch of one from a test pipeline, or a (1, 3,
+            H, W) tensor.
+        layers: Names from :func:`attention_layers`. By default one per part (backbone, neck,
+            bbox_head): the last layer whose map is no smaller than its window, else the last.
+        points: Row and column of query pixels, in the original image; by default its centre.
+        level: The pyramid level to show, 0 being the finest, of bbox_head layers, which run once
+            per level. Layers that run once ignore it.
 
     Returns:
-        One entry per layer; an empty list where the model has no attention.
+        One entry per layer; an empty list if the model has no attention.
 
     Raises:
         ValueError: No such layer or level, a point outside the image, a batch of more than one.
@@ -145,15 +143,15 @@ def attention_maps(
 def layer_strides(
     model: nn.Module, image: Union[str, np.ndarray, dict, Tensor]
 ) -> Dict[str, List[int]]:
-    """Find how often a model calls each of its attention layers for one image, and on what.
+    """Find the strides of the maps on which a model calls each of its attention layers.
 
     Args:
         model: As for :func:`attention_maps`.
         image: Likewise.
 
     Returns:
-        By layer, in the order in which they are first called: for each call, which in a head is one
-        for each pyramid level, the stride of the map that it gets.
+        By layer, in the order of first calls: the stride of the input map, per call. A bbox_head's
+        layer has one call per pyramid level.
 
     Examples:
         >>> model = nn.Sequential(nn.Conv2d(3, 16, 2, stride=2), LocalSelfAttention2d(16))
@@ -187,7 +185,7 @@ def _inputs_at(model, image, layers, level):
 
 
 def _run(model, image, layers, keep):
-    """Run the model, show ``keep`` the layers' inputs; return the model's own, with its meta data."""
+    """Run the model and pass the layers' inputs to ``keep``; return the model's input and its meta data."""
     given = {}
 
     def keep_input(_, args, kwargs):
@@ -231,7 +229,7 @@ def _last_of_each_part(seen: Dict[str, Tensor], layers) -> Dict[str, Tensor]:
 
 
 def _stride(image: torch.Size, cells: torch.Size) -> int:
-    """Power of two that takes height and width of an image, rounding up, to those of a map."""
+    """Power of two by which an image's height and width, divided and rounded up, give those of a map."""
     stride = 1
     while any(-(-n // stride) > m for n, m in zip(image[-2:], cells[-2:], strict=True)):
         stride *= 2
@@ -239,7 +237,7 @@ def _stride(image: torch.Size, cells: torch.Size) -> int:
 
 
 def _describe(model, inputs, samples):
-    """Size of the image in the network's input, its scale against the file, and its pixels."""
+    """Size of the image in the network's input, its scale relative to the file, and its pixels."""
     size, scale = tuple(inputs.shape[-2:]), (1.0, 1.0)
     pixels = inputs[0].float().cpu()
     if samples:
@@ -254,6 +252,6 @@ def _describe(model, inputs, samples):
         pixels = pixels - pixels.min()
         pixels = pixels * (255 / pixels.max().clamp(min=1e-6))
     if samples and not getattr(preprocessor, '_channel_conversion', False):
-        pixels = pixels.flip(0)  # mmdet reads BGR, and this model is fed so
+        pixels = pixels.flip(0)  # mmdet reads BGR, and this model takes it unconverted
     pixels = pixels[:, : size[0], : size[1]].clamp(0, 255).round().byte()
     return size, np.asarray(scale), pixels.permute(1, 2, 0).numpy()

@@ -1,4 +1,4 @@
-"""The COCO numbers of mmdet's saved predictions, against the truth that a config tests on."""
+"""Which COCO metrics do mmdet's saved predictions reach on a config's test set?"""
 
 import contextlib
 import json
@@ -20,12 +20,12 @@ COCO_NUMBERS = (
 
 
 class Truth(NamedTuple):
-    """The images and boxes that a config tests on.
+    """The images and boxes of a config's test set.
 
     Args:
         coco: The annotation file's content.
         ann_file: Path of the annotation file.
-        image_dir: Folder that the file names in it are relative to.
+        image_dir: Folder that its file names are relative to.
         category_ids: Category id of each label. mmdet counts labels in the order of the file.
     """
 
@@ -60,8 +60,8 @@ def load_truth(config: Config) -> Truth:
 
     Raises:
         FileNotFoundError: The annotation file is not there.
-        ValueError: It is no COCO annotation file, or lacks classes that the config names; or the
-            config does not name such a set.
+        ValueError: It is not a COCO annotation file, or lacks classes of the config. Or the config
+            has no such test set.
 
     Examples:
         >>> truth = load_truth(Config.fromfile('configs/bccd.py'))  # doctest: +SKIP
@@ -72,7 +72,7 @@ def load_truth(config: Config) -> Truth:
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     init_default_scope(config.get('default_scope', 'mmdet'))
-    # mmdet itself joins data_root and file names, and knows the classes; nothing is read yet.
+    # With lazy_init mmdet joins data_root and file names, and knows the classes, but reads nothing.
     try:
         dataset = DATASETS.build({**dataset, 'lazy_init': True})
     except (KeyError, TypeError) as error:
@@ -100,18 +100,18 @@ def load_truth(config: Config) -> Truth:
 
 
 def load_predictions(path: Union[str, Path]) -> List[dict]:
-    """Load what ``tools/test.py --out`` of mmdet wrote.
+    """Load the predictions that mmdet's ``tools/test.py --out`` wrote.
 
-    A pickle runs whatever code it names: only give files that you trust.
+    A pickle runs any code that it names: only load files that you trust.
 
     Args:
-        path: The pickle, a list with one dict per image: ``img_id`` and ``pred_instances`` with
-            ``bboxes`` (N, 4) as x1, y1, x2, y2 in pixels of the original image, ``scores`` (N,)
-            and ``labels`` (N,).
+        path: The pickle: a list with one dict per image, of ``img_id`` and ``pred_instances``. The
+            latter has ``bboxes`` (N, 4), ``scores`` (N,) and ``labels`` (N,). Boxes are x1, y1, x2,
+            y2 in pixels of the original image.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no pickle, or holds something else.
+        ValueError: It is not a pickle, or holds something else.
 
     Examples:
         >>> import pickle, tempfile
@@ -127,7 +127,7 @@ def load_predictions(path: Union[str, Path]) -> List[dict]:
         raise FileNotFoundError(f'{path}: no such predictions; {accepted}')
     try:
         predictions = mmengine.load(path, file_format='pkl')
-    except Exception as error:  # a broken pickle can raise nearly anything
+    except Exception as error:  # a broken pickle can raise almost any error
         raise ValueError(f'{path}: not a pickle ({error}); {accepted}') from error
     if not isinstance(predictions, list) or not predictions:
         raise ValueError(f'{path}: no predictions in it; {accepted}')
@@ -142,11 +142,11 @@ def load_predictions(path: Union[str, Path]) -> List[dict]:
 
 
 def evaluate(predictions: Sequence[dict], truth: Truth) -> COCOeval:
-    """Match predictions with the truth by pycocotools, as mmdet's CocoMetric does.
+    """Match predictions with the ground truth by pycocotools, as mmdet's CocoMetric does.
 
     Args:
-        predictions: As :func:`load_predictions` gives them.
-        truth: As :func:`load_truth` gives it.
+        predictions: From :func:`load_predictions`.
+        truth: From :func:`load_truth`.
 
     Returns:
         pycocotools' COCOeval after its summary; :func:`coco_numbers` reads it.
@@ -189,8 +189,8 @@ def coco_numbers(evaluation: COCOeval) -> Dict[str, float]:
     """Name the 12 numbers of an evaluation by :func:`evaluate`.
 
     Returns:
-        AP to ARl as in :data:`COCO_NUMBERS`, from 0 to 1; -1, as pycocotools has it, for a size of
-        which the truth has no box.
+        AP to ARl as in :data:`COCO_NUMBERS`, from 0 to 1. As in pycocotools, -1 for a size without
+        ground-truth boxes.
     """
     return dict(zip(COCO_NUMBERS, evaluation.stats.tolist(), strict=True))
 
@@ -203,21 +203,21 @@ def precision(evaluation: COCOeval, iou: float) -> Dict[str, np.ndarray]:
         iou: One of 0.50, 0.55 ... 0.95.
 
     Returns:
-        Class name to precision (101,) at recall 0, 0.01 ... 1. Classes without truth are left out.
+        Class name to precision (101,) at recall 0, 0.01 ... 1. Classes without ground truth are left out.
     """
     threshold = int(np.argmin(np.abs(evaluation.params.iouThrs - iou)))
     return {name: curves[threshold] for name, curves in _class_curves(evaluation).items()}
 
 
 def per_class_ap(evaluation: COCOeval) -> Dict[str, float]:
-    """Average the precision of each class over recall and IoUs; -1 for one without truth."""
+    """Average the precision of each class over recall and IoUs; -1 for a class without ground truth."""
     names = [evaluation.cocoGt.cats[i]['name'] for i in evaluation.params.catIds]
     curves = _class_curves(evaluation)
     return {name: float(curves[name].mean()) if name in curves else -1.0 for name in names}
 
 
 def _class_curves(evaluation: COCOeval) -> Dict[str, np.ndarray]:
-    # (IoU, recall, class, size, boxes per image); -1 where there is no truth.
+    # (IoU, recall, class, size, boxes per image); -1 without ground truth.
     curves = evaluation.eval['precision'][:, :, :, 0, -1]
     names = [evaluation.cocoGt.cats[i]['name'] for i in evaluation.params.catIds]
     return {n: curves[:, :, i] for i, n in enumerate(names) if (curves[:, :, i] > -1).all()}
@@ -226,7 +226,7 @@ def _class_curves(evaluation: COCOeval) -> Dict[str, np.ndarray]:
 def _as_detections(truth: COCO, boxes: List[dict]) -> COCO:
     if boxes:
         return truth.loadRes(boxes)
-    # pycocotools cannot load an empty list, though a detector may well find nothing.
+    # pycocotools cannot load an empty list, but a detector may find nothing.
     detections = COCO()
     detections.dataset = {**truth.dataset, 'annotations': []}
     detections.createIndex()
@@ -235,6 +235,6 @@ def _as_detections(truth: COCO, boxes: List[dict]) -> COCO:
 
 @contextlib.contextmanager
 def _quiet():
-    """Keep pycocotools' progress messages off the screen."""
+    """Suppress pycocotools' progress messages."""
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
         yield

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a model, as the paper counts them and as they are computed here."""
+"""What does a model cost? Parameters and FLOPs, by the paper's convention and as computed here."""
 
 from typing import Callable, NamedTuple, Sequence
 
@@ -14,15 +14,15 @@ from ..ops.flop_counters import count_macs
 
 
 class Costs(NamedTuple):
-    """What a model costs for one image.
+    """A model's cost for one image.
 
     Args:
         parameters: Number of learned values.
-        paper_flops: FLOPs by the convention of the paper, a multiply-add as two: relative positions
-            cost as much as content, ``C * k * k`` multiply-adds a pixel, and position-aware values a
-            projection for each mixture.
-        flops: The same for what is computed here: relative positions are the sum of a row and a
-            column term, ``C * k``, and mixtures are mixed before they project.
+        paper_flops: FLOPs by the convention of the paper, a multiply-add as two. Relative positions
+            cost as much as content, ``C * k * k`` multiply-adds per pixel. Position-aware values
+            cost one projection per mixture.
+        flops: FLOPs as computed here. Relative positions are the sum of a row and a column term,
+            ``C * k``. Mixtures are mixed before the one projection.
 
     Examples:
         >>> Costs(1, 2, 3) + Costs(10, 20, 30)
@@ -39,11 +39,11 @@ class Costs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """What a classifier's config describes, without mmpretrain: backbone, mean, linear layer.
+    """A classifier built from its config without mmpretrain: backbone, mean, linear layer.
 
     Args:
-        backbone: Its last output is classified.
-        in_channels: Channels of that.
+        backbone: The backbone, whose last output is classified.
+        in_channels: Channels of that output.
         num_classes: Number of classes.
     """
 
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give the scores (B, num_classes) of images (B, 3, H, W)."""
+        """Compute the scores (B, num_classes) of images (B, 3, H, W)."""
         return self.fc(self.backbone(x)[-1].mean((2, 3)))
 
 
@@ -61,7 +61,7 @@ def build_model(config: Config) -> nn.Module:
     """Build a config's detector or classifier, with no weights loaded.
 
     Args:
-        config: Of mmdet, or of an ImageClassifier of mmpretrain, which need not be installed.
+        config: A config of mmdet, or of mmpretrain's ImageClassifier; mmpretrain need not be installed.
 
     Examples:
         >>> from sasa_det.configs import find_config, read_config
@@ -78,15 +78,15 @@ def build_model(config: Config) -> nn.Module:
 
 
 def count_costs(model: nn.Module, *inputs, **options) -> Costs:
-    """Run a model and add up what its convolutions, linear layers and attention cost.
+    """Run a model and add up the costs of its convolutions, linear layers and attention.
 
-    Normalisation, activation, pooling and softmax are left out, as they are in the paper, whose
-    ResNet-50 has 8.2 GFLOPs. On the device 'meta' nothing is computed.
+    Normalisation, activation, pooling and softmax are left out, as in the paper, whose ResNet-50
+    has 8.2 GFLOPs. On the device 'meta' nothing is computed.
 
     Args:
         model: Built from this package's layers and torch's convolutions and linear layers.
-        inputs: What the model takes, for one image.
-        options: The same, by name.
+        inputs: The model's inputs, for one image.
+        options: Further inputs, by name.
 
     Examples:
         >>> count_costs(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
@@ -145,7 +145,7 @@ def _stem(module: AttentionStem, shape: Sequence[int], output: Tensor) -> tuple:
     batch, in_channels, height, width = shape
     pixels = batch * height * width
     out_channels = output.shape[1]
-    projections = {'mixtures': 3, 'plain': 3, 'conv': 2}[module.values]  # a Conv2d counts itself
+    projections = {'mixtures': 3, 'plain': 3, 'conv': 2}[module.values]  # Conv2d counted apart
     ours = pixels * out_channels * (projections * in_channels + 2 * BLOCK**2)
     paper = ours
     if module.values == 'mixtures':

@@ -1,4 +1,4 @@
-"""What a detector costs: parameters and multiply-adds, part by part."""
+"""What does a detector cost? Parameters and multiply-adds of each part."""
 
 from functools import partial
 from typing import Dict, NamedTuple, Tuple
@@ -16,12 +16,12 @@ from .attention_maps import attention_layers
 
 
 class DetectorCost(NamedTuple):
-    """What a detector is made of and what one image costs it.
+    """A detector's parts and its cost per image.
 
     Attributes:
         parameters: Number of parameters of each part, such as 'backbone'.
         attention: Number of attention layers of each part.
-        macs: Multiply-adds of one image, each counted as one.
+        macs: Multiply-adds per image, each counted as one.
         size: Height and width of the image.
     """
 
@@ -34,7 +34,7 @@ class DetectorCost(NamedTuple):
 def detector_cost(config: Config, size: Tuple[int, int] = (640, 640)) -> DetectorCost:
     """Count the parameters and multiply-adds of a config's detector.
 
-    As mmdet's ``get_flops.py`` counts them, but for an image of a given size, without data.
+    Counted as by mmdet's ``get_flops.py``, but for an image of a given size, without data.
 
     Args:
         config: An mmdet config.
@@ -59,7 +59,7 @@ def detector_cost(config: Config, size: Tuple[int, int] = (640, 640)) -> Detecto
     batch = dict(inputs=[image], data_samples=[DetDataSample(metainfo=shape)])
     data = model.data_preprocessor(batch, False)
     model.forward = partial(model.forward, data_samples=data['data_samples'])
-    # Additions and the like count for nothing, and losses are not called: no need to warn of them.
+    # Additions and the like are not counted, and losses are not called: warnings of them are of no use.
     counter = FlopAnalyzer(model, (data['inputs'],))
     counter.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return DetectorCost(

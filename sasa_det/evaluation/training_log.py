@@ -1,4 +1,4 @@
-"""What mmengine wrote down while a detector was trained."""
+"""Which losses and metrics did mmengine log during a training?"""
 
 import json
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import List, NamedTuple, Union
 
 
 class TrainingLog(NamedTuple):
-    """The records of one training, whose runs may have been interrupted and resumed.
+    """The records of one training, across interrupted and resumed runs.
 
     Args:
-        train: Records with losses, by rising 'step', the iteration.
-        val: Records with metrics, by rising 'step', the epoch or else the iteration.
-        files: The files that they come from, oldest first.
+        train: Records with losses, in order of 'step', the iteration.
+        val: Records with metrics, in order of 'step', the epoch or else the iteration.
+        files: Their files, oldest first.
     """
 
     train: List[dict]
@@ -20,7 +20,7 @@ class TrainingLog(NamedTuple):
 
     @property
     def val_unit(self) -> str:
-        """What the steps of ``val`` count: 'epoch' or 'iteration'."""
+        """The unit of the steps of ``val``: 'epoch' or 'iteration'."""
         epochs = max((record.get('epoch', 0) for record in self.train), default=0)
         last = max((record['step'] for record in self.val), default=0)
         return 'epoch' if last <= epochs else 'iteration'
@@ -38,15 +38,15 @@ class TrainingLog(NamedTuple):
 def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
     """Merge the ``<timestamp>/vis_data/scalars.json`` in a work folder of mmengine in order.
 
-    A run that was resumed repeats what came after the last checkpoint: what an earlier run has
-    from there on is dropped.
+    A resumed run repeats the steps after the last checkpoint, so the earlier run's records of these
+    are dropped.
 
     Args:
         work_dir: The folder given to mmdet's tools/train.py.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A file is broken, or none has a record of training.
+        ValueError: A file is broken, or none holds a training record.
 
     Examples:
         >>> import tempfile
@@ -68,7 +68,7 @@ def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
         if not new_train:
             continue
         first = new_train[0]
-        # Validation follows its epoch, so that of epoch e is void once epoch e is trained again.
+        # Validation follows its epoch, so the record of epoch e is void once epoch e is trained again.
         by_epoch = TrainingLog(train + new_train, val, []).val_unit == 'epoch'
         start = first.get('epoch', first['step']) if by_epoch else first['step']
         train = [record for record in train if record['step'] < first['step']]

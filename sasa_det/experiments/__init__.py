@@ -1,1 +1,1 @@
-"""Trainings that are compared."""
+"""Comparisons of trainings."""

@@ -1,7 +1,7 @@
-"""Compare configs: train each with several seeds, and set accuracy against cost.
+"""How do configs compare? Train each with several seeds, and report accuracy against cost.
 
-``sasa-det compare CONFIG... --work-dir DIR --seeds 3`` writes a table, a plot and JSON, anew after
-each run; the same command goes on where it was interrupted.
+``sasa-det compare CONFIG... --work-dir DIR --seeds 3`` writes a table, a plot and JSON, updated
+after each run. After an interruption the same command resumes.
 """
 
 import argparse
@@ -39,9 +39,9 @@ class Entry(NamedTuple):
     Args:
         name: The config's.
         costs: For one test image.
-        results: By seed, what :meth:`TrainingRun.finish` gave.
-        label: What it is, for a plot's legend; its name where this is None.
-        epochs: How long each was trained.
+        results: The result of :meth:`TrainingRun.finish`, by seed.
+        label: Its label in a plot's legend; None for its name.
+        epochs: Number of epochs of each run.
         batch_size: Images per step.
     """
 
@@ -68,10 +68,10 @@ class Entry(NamedTuple):
 
 
 def cost_for_test_image(config: Config) -> Costs:
-    """Count a detector's costs at the size that its first test image has when it is batched.
+    """Count a detector's costs at the padded size of its first test image.
 
     Args:
-        config: Of mmdet, with a test_dataloader in COCO's format.
+        config: A config of mmdet, with a test_dataloader in COCO's format.
     """
     init_default_scope(config.get('default_scope', 'mmdet'))
     data = DATASETS.build(config.test_dataloader.dataset)[0]
@@ -83,10 +83,10 @@ def cost_for_test_image(config: Config) -> Costs:
 
 
 def as_markdown(entries: Sequence[Entry]) -> str:
-    """Lay finished runs out as a table, means and standard errors over the seeds.
+    """Format finished runs as a table, with means and standard errors over the seeds.
 
     Args:
-        entries: Those without a result are left out.
+        entries: The configs; those without a result are left out.
     """
     titles = ['config', 'seeds', 'epochs', 'batch', *COLUMNS.values(), 'M parameters', 'GFLOPs']
     lines = [titles, ['---'] * len(titles)]
@@ -107,7 +107,7 @@ def draw(entries: Sequence[Entry]) -> Figure:
     """Plot AP against FLOPs, with standard errors.
 
     Args:
-        entries: Those without a result are left out.
+        entries: The configs; those without a result are left out.
     """
     figure = Figure(figsize=(8, 5), layout='constrained')
     axes = figure.subplots()
@@ -117,11 +117,11 @@ def draw(entries: Sequence[Entry]) -> Figure:
 
 
 def draw_on(axes: Axes, entries: Sequence[Entry]) -> None:
-    """Plot AP against FLOPs, with standard errors, as a part of a figure.
+    """Plot AP against FLOPs, with standard errors, into given axes.
 
     Args:
-        axes: What to draw on.
-        entries: Those without a result are left out.
+        axes: The axes to draw on.
+        entries: The configs; those without a result are left out.
     """
     for entry in entries:
         if entry.results:
@@ -141,7 +141,7 @@ def draw_on(axes: Axes, entries: Sequence[Entry]) -> None:
 
 
 def draw_training(folders: Dict[str, Path]) -> Figure:
-    """Plot the loss and the gradient's norm, before it is clipped, over the iterations.
+    """Plot the loss and the gradient norm before clipping, over the iterations.
 
     Args:
         folders: By config, the folder of one training.
@@ -162,11 +162,11 @@ def draw_training(folders: Dict[str, Path]) -> Figure:
 
 
 def write(entries: Sequence[Entry], work_dir: Path) -> None:
-    """Write compare.json, compare.md, compare.png and training.png, the latter of the first seeds.
+    """Write compare.json, compare.md, compare.png and, of the first seeds, training.png.
 
     Args:
         entries: With any number of results.
-        work_dir: The folder to write to, in which the runs are.
+        work_dir: The folder of the runs, to write to.
     """
     content = [
         dict(
@@ -197,17 +197,17 @@ def compare(
     cfg_options: Sequence[str] = (),
     quiet: bool = False,
 ) -> List[str]:
-    """Do what is left of all runs, each seed through all configs before the next.
+    """Finish all runs: all configs with one seed, then with the next.
 
     Args:
-        configs: Paths of the configs, of different names.
-        work_dir: The folder; each run has ``NAME/seed_N`` in it.
+        configs: Paths of the configs, with distinct names.
+        work_dir: The folder; each run is in its ``NAME/seed_N``.
         seeds: Number of seeds, from 0.
         cfg_options: Changes to all configs, as mmdet's ``--cfg-options`` takes them.
         quiet: Show no progress.
 
     Returns:
-        What failed, a line each.
+        The failures, one line each.
 
     Raises:
         ValueError: Two configs have one name, seeds is below 1, or the folder has other runs.
@@ -285,7 +285,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     arguments = parser.parse_args(argv)
-    # A batch system's way to say stop; as Ctrl-C.
+    # Batch systems stop a job by SIGTERM; it is treated as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = compare(

@@ -1,4 +1,4 @@
-"""One training of a config with one seed, by mmdet's own tools: what it took and how well it does."""
+"""One training of a config with one seed, by mmdet's own tools: its costs and its COCO metrics."""
 
 import hashlib
 import json
@@ -20,11 +20,11 @@ class RunFailed(RuntimeError):
 
 
 class TrainingRun:
-    """Train, test and measure a config in a folder of its own, or go on where that was left.
+    """Train, test and measure a config in a folder of its own, or resume there.
 
     Args:
         config: Path of the config.
-        seed: Of everything that is random.
+        seed: Seed of all random choices.
         work_dir: The folder.
         cfg_options: Changes to the config, as mmdet's ``--cfg-options`` takes them.
 
@@ -53,20 +53,20 @@ class TrainingRun:
 
     @property
     def result(self) -> Optional[dict]:
-        """What :meth:`finish` gave, or None where it has not been through."""
+        """The result of :meth:`finish`; None if it has not finished."""
         path = self.work_dir / 'result.json'
         return json.loads(path.read_text()) if path.is_file() else None
 
     def finish(self, tell: Callable[[str], None] = lambda text: None) -> dict:
-        """Do what is left to do.
+        """Run the remaining steps.
 
         Args:
-            tell: Called every half second with what is being done.
+            tell: Called every half second with the current step.
 
         Returns:
-            The COCO numbers 'AP', 'AP50' and 'AP75' in per cent; 'train_seconds', validation left out;
-            'train_mb' and 'test_mb', peak memory of the GPU, or of the process where there is none;
-            'test_ms', milliseconds an image, loading left out.
+            The COCO metrics 'AP', 'AP50' and 'AP75' in per cent. 'train_seconds' leaves validation
+            out. 'train_mb' and 'test_mb' are the peak memory of the GPU, or of the process without
+            one. 'test_ms' is milliseconds per image, without loading.
 
         Raises:
             RunFailed: A tool failed.
@@ -109,7 +109,7 @@ class TrainingRun:
                     peak = max(peak, _peak_mb(process.pid))
                     watch()
                     time.sleep(_POLL)
-            except BaseException:  # Ctrl-C: the tool goes, its checkpoints stay
+            except BaseException:  # on Ctrl-C stop the tool; its checkpoints stay
                 process.send_signal(signal.SIGTERM)
                 process.wait()
                 raise
@@ -127,7 +127,7 @@ class TrainingRun:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     def _progress(self) -> str:
-        """How far the training is, by its log."""
+        """The training's progress, from its log."""
         try:
             last = read_training_log(self.work_dir).train[-1]
         except (FileNotFoundError, ValueError):
@@ -138,7 +138,7 @@ class TrainingRun:
         )
 
     def _test_numbers(self) -> dict:
-        """What mmdet's test.py wrote last: the COCO numbers in per cent, milliseconds an image."""
+        """The last results of mmdet's test.py: the COCO metrics in per cent, milliseconds per image."""
         numbers = {}
         for path in sorted((self.work_dir / 'test').glob('*/*.json')):
             numbers = json.loads(path.read_text().splitlines()[-1])
@@ -155,7 +155,7 @@ class TrainingRun:
 
 
 def _peak_mb(pid: int) -> int:
-    """Peak resident memory of a process so far; 0 where the system does not say."""
+    """Peak resident memory of a process so far; 0 if the system does not report it."""
     try:
         for line in Path(f'/proc/{pid}/status').read_text().splitlines():
             if line.startswith('VmHWM:'):

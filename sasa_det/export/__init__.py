@@ -1,1 +1,1 @@
-"""Trained detectors for other runtimes: what is exported, how, and whether it still says the same."""
+"""Trained detectors for other runtimes: how they are exported, and whether the detections agree."""

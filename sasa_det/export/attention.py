@@ -1,9 +1,9 @@
-"""Local attention in standard ONNX operators.
+"""How local attention is written in standard ONNX operators.
 
-The window is walked offset by offset: a slice of the padded keys, times the queries, summed over each
-head's channels, is one logit a pixel and head. A row of the window at a time is brought under one
-softmax with the rows before it, by their running maximum and sum. So what there is at once is one
-slice of keys or values and ``k`` logits a pixel and head, and never ``k * k`` of either.
+The graph loops over the window's offsets. A slice of the padded keys, times the queries, summed over
+each head's channels, gives one logit per pixel and head. Each row of the window joins the softmax of
+the rows before it, by a running maximum and sum. So memory holds one slice of keys or values and
+``k`` logits per pixel and head, never ``k * k`` of either.
 """
 
 from functools import reduce
@@ -13,7 +13,7 @@ import numpy as np
 from onnxscript import FLOAT
 from onnxscript import opset18 as op
 
-# Of a position that takes no part; logits may be added to it without an overflow.
+# The bias of a masked position; adding logits to it does not overflow.
 CLOSED = float(np.finfo(np.float32).min / 2)
 TO_THE_END = np.iinfo(np.int64).max
 
@@ -33,7 +33,7 @@ def local_attention(
 ):
     """Write the operator ``sasa_det::local_attention`` as ONNX nodes.
 
-    No size of a map is a constant in them, so that images and batches may be of any size.
+    The nodes hold no map size as a constant, so images and batches may be of any size.
 
     Args:
         query: A value in the graph, (B, C, H, W) in float32.
@@ -42,10 +42,10 @@ def local_attention(
         rel_row: (num_heads or 1, d/2, k), or None.
         rel_col: As rel_row.
         kernel_size, num_heads, dilation, border, scale: See :func:`sasa_det.ops.local_attention`.
-        backend: Not looked at.
+        backend: Unused.
 
     Returns:
-        The output (B, C, H, W) and the logsumexp (B, num_heads, H, W), as the operator has them.
+        The output (B, C, H, W) and the logsumexp (B, num_heads, H, W), as the operator returns them.
     """
     reach = dilation * (kernel_size // 2)
     by_head = op.Concat(
@@ -114,7 +114,7 @@ def _padded(x, reach: int, fill: float = 0.0):
 
 
 def _at(padded, down: int, right: int, reach: int):
-    """Cut the map out of its padding, moved by an offset; its size follows from the ends' distance."""
+    """Slice the map, moved by an offset, out of its padding; its size follows from the slice's ends."""
     ends = [2 * reach - each for each in (down, right)]
     ends = [-each if each else TO_THE_END for each in ends]
     return op.Slice(padded, _ints(down, right), _ints(*ends), _ints(3, 4))

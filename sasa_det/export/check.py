@@ -1,4 +1,4 @@
-"""Whether an exported file finds on real images what PyTorch finds."""
+"""Does an exported file find the same boxes on real images as PyTorch?"""
 
 from pathlib import Path
 from typing import Iterable, List, NamedTuple, Union
@@ -14,13 +14,13 @@ SCORE_LIMIT = 1e-4
 
 
 class Deviation(NamedTuple):
-    """How far an exported model is from PyTorch.
+    """The deviation of an exported model from PyTorch.
 
     Attributes:
-        boxes: Number of boxes compared.
+        boxes: Number of compared boxes.
         box: The largest difference of a coordinate, in pixels.
         score: The largest difference of a score.
-        unmatched: Boxes that only one of both found, and that no rounding explains.
+        unmatched: Number of boxes that only one of the two found, beyond rounding.
     """
 
     boxes: int
@@ -30,7 +30,7 @@ class Deviation(NamedTuple):
 
     @property
     def small(self) -> bool:
-        """Whether the limits are kept.
+        """Whether the deviation is within the limits.
 
         Examples:
             >>> Deviation(10, box=0.001, score=1e-6).small
@@ -47,7 +47,7 @@ def load_images(config, paths: Iterable[Union[str, Path]]) -> List[dict]:
         paths: Image files.
 
     Returns:
-        Of each its ``inputs`` and ``data_samples``.
+        The ``inputs`` and ``data_samples`` of each.
 
     Raises:
         ValueError: The config has no test pipeline, or a file is not an image.
@@ -60,13 +60,13 @@ def load_images(config, paths: Iterable[Union[str, Path]]) -> List[dict]:
     for path in paths:
         try:
             loaded.append(run(dict(img_path=str(path), img_id=0)))
-        except Exception as error:  # a transform may fail by any error
+        except Exception as error:  # a transform may raise any error
             raise ValueError(f'{path}: cannot be loaded by the test pipeline ({error})') from error
     return loaded
 
 
 def test_pipeline(config) -> list:
-    """Find the pipeline by which a config loads what it is tested on.
+    """Find the pipeline that loads a config's test images.
 
     Args:
         config: The detector's.
@@ -84,13 +84,13 @@ def test_pipeline(config) -> list:
 
 
 def check_onnx(path: Union[str, Path], detector: nn.Module, images: List[dict], nms: bool):
-    """Run a file by onnxruntime and compare with PyTorch, image by image.
+    """Run a file in onnxruntime and compare with PyTorch, image by image.
 
     Args:
         path: The file.
-        detector: What it was exported from.
+        detector: The detector that it was exported from.
         images: See :func:`load_images`.
-        nms: Whether suppression is a part of it.
+        nms: Whether the file includes NMS.
 
     Returns:
         The largest :class:`Deviation`, over all images.
@@ -98,7 +98,7 @@ def check_onnx(path: Union[str, Path], detector: nn.Module, images: List[dict], 
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of each constant that it leaves where it is
+    options.log_severity_level = 3  # otherwise it warns of each constant that it does not fold
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     found = []
     for image in images:
@@ -127,15 +127,15 @@ def _compare_found(detector, image, pixels, exported) -> Deviation:
 
 
 def compare_found(expected, exported, score_thr: float, most: int) -> Deviation:
-    """Compare what was found, whatever the order.
+    """Compare two lists of detections, in any order.
 
-    Boxes whose score is within the limit of where the list ends may be in one list alone.
+    Near the lowest listed score, within its limit, a box may be in one list alone.
 
     Args:
         expected: Boxes, scores and labels, as arrays.
         exported: The same, of the exported model.
-        score_thr: The score below which nothing is listed.
-        most: The length at which lists end.
+        score_thr: The score below which no box is listed.
+        most: The maximum length of a list.
 
     Examples:
         >>> found = np.array([[0., 0., 9., 9.]]), np.array([0.5]), np.array([3])

@@ -1,4 +1,4 @@
-"""A detector as one function of tensors, from raw pixels to boxes: what is exported."""
+"""The exported function of a detector: tensors in, tensors out, from raw pixels to boxes."""
 
 from typing import List, Tuple
 
@@ -14,18 +14,18 @@ NMS_KEYS = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
 
 
 class DecodedDetector(nn.Module):
-    """Detect without loops over images or levels of unknown size: pixels to every prior's box.
+    """Map pixels to every prior's box, without loops over images or levels of unknown size.
 
     Args:
-        detector: A one-stage detector of mmdet, whose head leaves decoding to mmdet's BaseDenseHead
+        detector: A one-stage detector of mmdet whose bbox_head decodes by mmdet's BaseDenseHead
             (RetinaNet, FCOS, ATSS and others), or GFL.
 
     Shape:
-        (B, 3, H, W), raw pixels of 0 to 255 in the order that the test pipeline loads them, BGR, to
+        (B, 3, H, W), raw pixels of 0 to 255 in the test pipeline's channel order, BGR. Returns
         boxes (B, N, 4) in pixels of the input and scores (B, N, classes).
 
     Raises:
-        ValueError: The detector is another; says what it has and what is accepted.
+        ValueError: The detector is of another kind; says which, and which are accepted.
 
     Examples:
         >>> import torch
@@ -53,7 +53,7 @@ class DecodedDetector(nn.Module):
         return torch.cat(boxes, 1), torch.cat(scores, 1)
 
     def _levels(self, images: Tensor) -> List[tuple]:
-        """Boxes, scores, and factors of scores or None, of each level."""
+        """Boxes, scores, and score factors or None, per level."""
         head = self.detector.bbox_head
         outputs = head(self.detector.extract_feat(self._preprocess(images)))
         priors = head.prior_generator.grid_priors(
@@ -69,7 +69,7 @@ class DecodedDetector(nn.Module):
         return levels
 
     def _preprocess(self, images: Tensor) -> Tensor:
-        """Do what mmdet's DetDataPreprocessor does to a batch of images of one size."""
+        """Preprocess a batch of images of one size as mmdet's DetDataPreprocessor does."""
         preprocessor = self.detector.data_preprocessor
         if preprocessor._channel_conversion:
             images = images.flip(1)
@@ -78,7 +78,7 @@ class DecodedDetector(nn.Module):
         divisor = preprocessor.pad_size_divisor
         if divisor == 1:
             return images
-        # Written so that what follows can tell that the sum is a multiple of the divisor.
+        # In this form torch.export can infer that the padded size is a multiple of the divisor.
         rows, cols = ((edge + divisor - 1) // divisor * divisor - edge for edge in images.shape[2:])
         return F.pad(images, (0, cols, 0, rows), value=preprocessor.pad_value)
 
@@ -106,17 +106,16 @@ class DecodedDetector(nn.Module):
 
 
 class Candidates(DecodedDetector):
-    """Detect as far as suppression: the best boxes of each level, a fixed number of them.
+    """Detect up to, but without, NMS: the best boxes per level, a fixed number of them.
 
     Args:
         detector: As for :class:`DecodedDetector`, with mmdet's plain NMS in its ``test_cfg``.
 
     Shape:
-        (B, 3, H, W) to boxes (B, M, 4), scores (B, M), those of boxes that take no part -1, and
-        labels (B, M).
+        (B, 3, H, W) to boxes (B, M, 4), scores (B, M) and labels (B, M). Unused boxes have a score of -1.
 
     Raises:
-        ValueError: As for :class:`DecodedDetector`, or for another kind of suppression.
+        ValueError: As for :class:`DecodedDetector`, or the detector uses another kind of NMS.
     """
 
     def __init__(self, detector: nn.Module) -> None:
@@ -133,7 +132,7 @@ class Candidates(DecodedDetector):
         classes, keep = scores.shape[2], cfg.nms_pre
         flat = scores.flatten(1)
         flat = torch.where(flat > cfg.get('score_thr', 0), flat, -1)
-        # So that there are always as many as are kept: their number is then known.
+        # Padding ensures at least `keep` candidates, so that their number is static.
         scores, places = F.pad(flat, (0, keep), value=-1).topk(keep)
         priors = (places // classes).clamp(max=boxes.shape[1] - 1)
         boxes = boxes.gather(1, priors[..., None].expand(-1, -1, 4))
@@ -148,10 +147,10 @@ class Candidates(DecodedDetector):
 
 
 def check_exportable(detector: nn.Module) -> None:
-    """Raise a ValueError that says why a detector cannot be exported, if it cannot.
+    """Raise a ValueError with the reason if a detector cannot be exported.
 
     Args:
-        detector: Any of mmdet's.
+        detector: Any detector of mmdet.
     """
     name = type(detector).__name__
     if not isinstance(detector, SingleStageDetector):
@@ -184,10 +183,10 @@ def check_exportable(detector: nn.Module) -> None:
 
 
 def check_nms(detector: nn.Module) -> None:
-    """Raise a ValueError if a detector's ``test_cfg`` suppresses boxes otherwise than by plain NMS.
+    """Raise a ValueError if a detector's ``test_cfg`` suppresses boxes by other than plain NMS.
 
     Args:
-        detector: One of one stage.
+        detector: A one-stage detector.
     """
     cfg = detector.test_cfg
     nms = cfg.get('nms') or {}
@@ -206,5 +205,5 @@ def check_nms(detector: nn.Module) -> None:
 
 
 def _by_prior(maps: Tensor, width: int) -> Tensor:
-    """Bring (B, priors * width, H, W) to (B, H * W * priors, width), mmdet's order of priors."""
+    """Reshape (B, priors * width, H, W) to (B, H * W * priors, width), mmdet's order of priors."""
     return maps.permute(0, 2, 3, 1).reshape(maps.shape[0], -1, width)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression in ONNX operators, appended to a graph that ends in candidates."""
+"""How NMS in ONNX operators is appended to a graph that ends in candidates."""
 
 from onnx import TensorProto, helper
 
@@ -6,17 +6,17 @@ NAMES = ('boxes', 'scores', 'labels')
 
 
 def suppress(graph, nms: dict, max_per_image: int) -> None:
-    """Have a graph end in what is left of its candidates, for all images of the batch one after another.
+    """Append NMS to a graph, so that it returns the kept boxes of all images of the batch, concatenated.
 
-    Boxes of different classes are moved apart, as mmcv's ``batched_nms`` does, so that one suppression
-    serves all classes.
+    Boxes of different classes are moved apart, as in mmcv's ``batched_nms``, so that one NMS serves
+    all classes.
 
     Args:
         graph: An onnx GraphProto with the outputs of :class:`~sasa_det.export.decoded.Candidates`.
             They become boxes (found, 4), scores (found,), labels (found,), best first, and
-            images_of (found,), the place in the batch of the image that each was found in.
+            images_of (found,), the batch index of each box's image.
         nms: The detector's ``test_cfg.nms``.
-        max_per_image: Boxes that are kept of an image.
+        max_per_image: Boxes to keep per image.
     """
     _rename(graph, {name: f'candidate_{name}' for name in NAMES})
     constants = dict(
@@ -40,7 +40,7 @@ def suppress(graph, nms: dict, max_per_image: int) -> None:
         column = _add(graph, 'Unsqueeze', _add(graph, 'Cast', labels, to=1), 'nms_corners')
         apart = _add(graph, 'Add', boxes, _add(graph, 'Mul', column, step))
     by_class = _add(graph, 'Unsqueeze', scores, 'nms_one')
-    # Rows of image, class (there is one) and candidate.
+    # Rows of image, class (always one) and candidate.
     kept = _add(graph, 'NonMaxSuppression', apart, by_class, 'nms_most', 'nms_iou', 'nms_least')
     image = _add(graph, 'Gather', kept, 'nms_first', axis=1)
     place = _add(graph, 'Concat', image, _add(graph, 'Gather', kept, 'nms_third', axis=1), axis=1)
@@ -73,6 +73,6 @@ def _rename(graph, names: dict) -> None:
         for values in (node.input, node.output):
             for place, value in enumerate(values):
                 values[place] = names.get(value, value)
-    # What is told of the old names' shapes is of the candidates.
+    # Shape information under the old names belongs to the candidates, so it is renamed too.
     for value in graph.value_info:
         value.name = names.get(value.name, value.name)

@@ -1,4 +1,4 @@
-"""ONNX files of detectors."""
+"""How a detector is written as an ONNX file."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from ..version import __version__
 from .decoded import Candidates, DecodedDetector
 
 OPSETS = range(18, 24)
-# An example to follow through the model; height and width must not be equal, or they become one.
+# The example size for tracing; height and width must differ, or they become one dimension.
 EXAMPLE = (2, 3, 192, 256)
 
 
@@ -28,7 +28,7 @@ def export_onnx(
     Args:
         detector: A one-stage detector, see :class:`~sasa_det.export.decoded.DecodedDetector`.
         path: The file to write.
-        nms: Whether suppression is a part of the model.
+        nms: Whether the model includes NMS.
         opset: Version of ONNX's operators.
 
     Raises:
@@ -63,13 +63,13 @@ def export_onnx(
 
 
 def export_program(model: nn.Module) -> torch.export.ExportedProgram:
-    """Follow a model by torch.export, with the batch's and the images' sizes left open.
+    """Trace a model by torch.export, with dynamic batch and image sizes.
 
     Args:
         model: A :class:`~sasa_det.export.decoded.DecodedDetector`, in inference mode.
 
     Returns:
-        The program; of this package it needs the operator ``sasa_det::local_attention``.
+        The program; it needs this package's operator ``sasa_det::local_attention``.
     """
     device = next(model.parameters()).device
     dims = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
@@ -83,10 +83,10 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
 def translate(
     program: torch.export.ExportedProgram, inputs: List[str], outputs: List[str], opset: int
 ):
-    """Write a program, in which the operator may be, in ONNX's operators.
+    """Convert a program, which may hold the operator, to ONNX's operators.
 
     Args:
-        program: Such as :func:`export_program` makes.
+        program: A program from :func:`export_program`.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         opset: Version of ONNX's operators.
@@ -105,18 +105,18 @@ def translate(
             output_names=outputs,
             custom_translation_table={torch.ops.sasa_det.local_attention.default: local_attention},
             verbose=False,
-            # onnxscript would look for patterns in ten thousand nodes for many minutes; what runs the
-            # file folds and fuses by itself when it loads it.
+            # onnxscript would search ten thousand nodes for patterns for many minutes. Runtimes fold
+            # and fuse by themselves when they load the file.
             optimize=False,
         )
     proto = written.model_proto
     for node in chain(proto.graph.node, *(function.node for function in proto.functions)):
-        node.ClearField('metadata_props')  # stack traces, more than all else in the file
+        node.ClearField('metadata_props')  # stack traces, the largest part of the file
     return proto
 
 
 def import_onnx():
-    """Import onnx, once it is clear that all is there that exporting takes.
+    """Import onnx after checking that all packages for the export are installed.
 
     Raises:
         ImportError: A package is missing; names the extra that installs it.
@@ -133,7 +133,7 @@ def import_onnx():
 
 
 def check_opset(opset: int) -> None:
-    """Raise a ValueError if a version of ONNX's operators cannot be exported to.
+    """Raise a ValueError if an opset version is not supported.
 
     Args:
         opset: The version.
@@ -149,7 +149,7 @@ def check_opset(opset: int) -> None:
 
 
 def check_writable(path: Union[str, Path]) -> None:
-    """Raise an OSError if a file cannot be written, before work is done for it.
+    """Raise an OSError if a file cannot be written, before the export starts.
 
     Args:
         path: The file.
@@ -165,7 +165,7 @@ def check_writable(path: Union[str, Path]) -> None:
 
 @contextmanager
 def exporting():
-    """Silence what torch.onnx says of every export: which torchvision operators are not there."""
+    """Silence torch.onnx's message, at every export, about missing torchvision operators."""
     logger = logging.getLogger('torch.onnx')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -178,7 +178,7 @@ def exporting():
 
 
 def _name_dimensions(graph, nms: bool) -> None:
-    """Give the open sizes of inputs and outputs names that tell what they are."""
+    """Give the dynamic sizes of inputs and outputs descriptive names."""
     names = dict(images=('batch', None, 'height', 'width'))
     if nms:
         names.update({name: ('found',) for name in ('boxes', 'scores', 'labels', 'images_of')})

@@ -1,4 +1,4 @@
-"""What is learned: attention and its positions as layers."""
+"""The learned layers: attention and its positions."""
 
 from .attention_stem import AttentionStem
 from .conv_cfg import build_sasa

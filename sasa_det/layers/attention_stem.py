@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from .projection import draw, new_projection
 
-BLOCK = 4  # pixels along the edge of a block, and the stem's stride
+BLOCK = 4  # height and width of a block in pixels, and the stem's stride
 VALUES = ('mixtures', 'plain', 'conv')
 POOLS = dict(max=nn.MaxPool2d, avg=nn.AvgPool2d)
 
 
 class MixedValues(nn.Module):
-    """Project a block's pixels by weights that depend on where in the block a pixel lies.
+    """Project a block's pixels by weights that depend on a pixel's position in the block.
 
     Section 3.2 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_:
-    the weight at row a and column b is the mean of ``num_mixtures`` matrices, weighted by the softmax
-    over m of (row embedding a + column embedding b) . nu^m.
+    the weight at row a and column b is a weighted mean of ``num_mixtures`` matrices. The weights are
+    the softmax over m of (row embedding a + column embedding b) . nu^m.
 
     Args:
         in_channels: Channels of the pixels.
@@ -43,7 +43,7 @@ class MixedValues(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw everything anew; positions start out told apart, by logits of about unit variance."""
+        """Draw all parameters anew; logits of about unit variance tell positions apart from the start."""
         nn.init.normal_(self.weight, std=self.weight.shape[2] ** -0.5)
         for table in (self.row, self.col, self.nu):
             nn.init.normal_(table, std=(2 * table.shape[1]) ** -0.25)
@@ -55,7 +55,7 @@ class MixedValues(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project (N, 16, in_channels) to (N, 16, out_channels)."""
-        # The matrices are mixed rather than what each of them gives: one projection a pixel.
+        # Mixing the matrices, not their outputs, leaves one projection per pixel.
         weight = (self.mixture() @ self.weight.flatten(1)).unflatten(1, self.weight.shape[1:])
         return torch.bmm(x.transpose(0, 1), weight.transpose(1, 2)).transpose(0, 1)
 
@@ -65,30 +65,30 @@ class AttentionStem(nn.Module):
 
     Section 3.2 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_:
     attention with logits q.k alone inside each non-overlapping block, batch normalisation, 4 x 4
-    pooling. An edge that 4 does not divide is padded, and what is padded takes no part in attention,
+    pooling. Height and width are padded to multiples of 4. The padding takes no part in attention,
     normalisation or pooling.
 
     Args:
         in_channels: Channels of the image.
-        out_channels: Channels of the result, divisible by num_heads.
+        out_channels: Channels of the output, divisible by num_heads.
         num_heads: Number of attention heads.
-        values: 'mixtures': values that know their position in the block, the paper's choice; 'plain':
-            one projection; 'conv': a spatial convolution, which alone sees across blocks (Table 7).
-        num_mixtures: Number of matrices that 'mixtures' mixes. The paper does not say; 6 fits the FLOPs
-            of both its Tables 1 and 2 (``python -m tools.paper.tables --search``).
-        value_kernel_size: Edge of the convolution of 'conv', odd. The paper does not say; 5 fits the
-            FLOPs of its Table 7.
-        bias: Add a bias to the queries and to plain values; normalisation follows, so by default not.
+        values: 'mixtures': position-aware values, the paper's choice. 'plain': one projection.
+            'conv': a spatial convolution, the only choice that sees across blocks (Table 7).
+        num_mixtures: Number of matrices of 'mixtures'. The paper does not give it; 6 fits the FLOPs of
+            its Tables 1 and 2 (``python -m tools.paper.tables --search``).
+        value_kernel_size: kernel_size of the convolution of 'conv', odd. The paper does not give it;
+            5 fits the FLOPs of its Table 7.
+        bias: Add a bias to the queries and to plain values. Off by default, as normalisation follows.
         norm_cfg: The normalisation, as mmcv takes it; batch normalisation by default.
         relu: Whether a ReLU follows the normalisation, as in ResNet. The paper does not say.
-        pool: 'max', the paper's, or 'avg'; of stride 4, which the paper does not say but which alone
-            ends at ResNet's stride.
+        pool: 'max', the paper's, or 'avg'. Its stride is 4: the paper does not give it, but only 4
+            keeps ResNet's stride.
 
     Shape:
-        (B, in_channels, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4)), as ResNet's stem.
+        (B, in_channels, H, W) to (B, out_channels, ceil(H / 4), ceil(W / 4)), as in ResNet's stem.
 
     Raises:
-        ValueError: An argument is not as above; names the argument, its value and what it may be.
+        ValueError: An argument is not as above; names the argument, its value and the accepted values.
 
     Examples:
         >>> AttentionStem()(torch.zeros(2, 3, 65, 96)).shape
@@ -149,7 +149,7 @@ class AttentionStem(nn.Module):
             )
         self.norm = _build_norm(norm_cfg, out_channels)
         self.relu = nn.ReLU(inplace=True) if relu else nn.Identity()
-        # A last, partial window pools what there is of it: the size of ResNet's stem.
+        # A partial last window pools only its pixels, for the output size of ResNet's stem.
         self.pool = POOLS[pool](BLOCK, stride=BLOCK, ceil_mode=True)
 
     def init_weights(self) -> None:
@@ -207,7 +207,7 @@ class AttentionStem(nn.Module):
 def _build_norm(norm_cfg: Optional[dict], channels: int) -> nn.Module:
     if norm_cfg is None:
         return nn.BatchNorm2d(channels)
-    # Only who writes configs has mmcv.
+    # Without configs mmcv need not be installed.
     from mmcv.cnn import build_norm_layer
 
     return build_norm_layer(norm_cfg, channels)[1]

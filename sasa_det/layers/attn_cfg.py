@@ -5,7 +5,7 @@ from typing import Optional, Sequence
 
 from .local_self_attention import LocalSelfAttention2d
 
-# What the part of the detector that attends decides, rather than its config.
+# Set by the part of the detector that attends, not by its config.
 _HOST_ARGUMENTS = ('self', 'in_channels', 'out_channels', 'stride', 'dilation')
 ARGUMENTS = tuple(
     name
@@ -17,11 +17,11 @@ ARGUMENTS = tuple(
 def build_attention(
     attn_cfg: dict, in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1
 ) -> LocalSelfAttention2d:
-    """Build the attention that stands in for a convolution.
+    """Build the attention that replaces a convolution.
 
     Args:
-        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`, but for the four below.
-        in_channels, out_channels, stride, dilation: Of the convolution.
+        attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`, except for the four below.
+        in_channels, out_channels, stride, dilation: Those of the convolution.
 
     Raises:
         ValueError: A key or a value is not accepted.

@@ -1,4 +1,4 @@
-"""The layer as an entry of ``conv_cfg``, for every part of mmdet that has one."""
+"""How ``conv_cfg`` builds the layer, in every part of mmdet that takes one."""
 
 from typing import Optional, Tuple, Union
 
@@ -26,27 +26,27 @@ def build_sasa(
     keep_grouped: bool = False,
     **attention,
 ) -> nn.Module:
-    """Build what ``conv_cfg=dict(type='SASA', kernel_size=7, num_heads=8, ...)`` stands for.
+    """Build the layer of ``conv_cfg=dict(type='SASA', kernel_size=7, num_heads=8, ...)``.
 
     A host such as mmcv's ``ConvModule`` asks for a convolution and gets attention. Its 1x1
-    convolutions (FPN's laterals, say), which only mix channels, stay convolutions.
+    convolutions, such as FPN's laterals, only mix channels and stay convolutions.
 
     Args:
-        in_channels, out_channels: As the host says.
-        host_kernel_size: The host's kernel size where it passes it by position, as ConvModule does.
-        stride, dilation, bias: As the host says; see :class:`LocalSelfAttention2d`.
-        padding: The host's; must be the one that keeps the size of the map, as attention does.
-        groups: The host's; must be 1, unless keep_grouped.
-        kernel_size: From conv_cfg, and wins over the host's; or the host's, where it passes it by
-            name, as ResNet does.
-        attn_cfg: Arguments of :class:`LocalSelfAttention2d`, which win over the host's. The only way
-            to give those that a host passes by name: ConvModule passes bias, ResNet kernel_size too.
-        keep_grouped: Leave grouped convolutions, depthwise ones among them, to the host.
+        in_channels, out_channels: The host's.
+        host_kernel_size: The host's kernel_size if passed by position, as ConvModule does.
+        stride, dilation, bias: The host's; see :class:`LocalSelfAttention2d`.
+        padding: The host's. Must keep the size of the map, as attention does.
+        groups: The host's. Must be 1, unless keep_grouped.
+        kernel_size: That of conv_cfg, which overrides the host's; or the host's, if passed by name,
+            as ResNet does.
+        attn_cfg: Arguments of :class:`LocalSelfAttention2d`, which override the host's. Needed for
+            arguments that a host passes by name: ConvModule passes bias, ResNet kernel_size too.
+        keep_grouped: Keep grouped convolutions, including depthwise ones, as convolutions.
         attention: Any other argument of :class:`LocalSelfAttention2d`.
 
     Raises:
-        ValueError: See :class:`LocalSelfAttention2d`; or the host asks for a grouped convolution, or
-            for one that changes the size of the map by its padding.
+        ValueError: See :class:`LocalSelfAttention2d`. Also if the host asks for a grouped
+            convolution, or for a padding that changes the size of the map.
 
     Examples:
         >>> from mmcv.cnn import ConvModule

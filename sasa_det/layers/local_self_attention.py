@@ -17,21 +17,20 @@ from .projection import draw, is_plain, new_projection, project_by
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
 INITS = ('neighbours', 'random')
-# By how many nats the logit of a head's own neighbour exceeds those of the row and the column beside it.
+# Nats by which the logit of a head's own neighbour exceeds those of the adjacent row and column.
 NEIGHBOUR_LEAD_NATS = 8.0
-# Factor of the standard deviation of the weights of queries and keys beside that lead; 1 gives content logits
-# of unit variance.
+# Factor of the std of the query and key weights with that lead; 1 gives content logits of unit variance.
 NEIGHBOUR_STD_FACTOR = 0.3
-# Row and column offset in pixels of each head's own neighbour, in the order in which heads take them.
+# Row and column offset in pixels of each head's own neighbour, in the order of the heads.
 NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 class AttentionTerms(NamedTuple):
-    """Where query pixels look, and what makes them look there; each (P, num_heads, k, k).
+    """Attention weights of query pixels, and the logits' terms behind them; each (P, num_heads, k, k).
 
     Attributes:
         weights: The softmax of the terms' sum, each k x k summing to one.
-        content: The logits q.k, times the layer's scale; None where the layer has no such term.
+        content: The logits q.k, times the layer's scale; None if the layer has no such term.
         position: The logits q.r of the learned relative positions, likewise.
     """
 
@@ -44,40 +43,40 @@ class LocalSelfAttention2d(nn.Module):
     """Replace a spatial convolution by self-attention in a window around each pixel.
 
     Section 3.1 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_.
-    The initial weights give logits of about unit variance for an input of unit variance, since the
-    paper does not scale them by 1/sqrt(d).
+    The initial weights give logits of about unit variance for an input of unit variance: the paper
+    does not scale logits by 1/sqrt(d).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output; those of the input by default. Divisible by num_heads.
-        kernel_size: Edge of the window in pixels, odd.
+        kernel_size: Window size in pixels, odd.
         num_heads: Number of attention heads.
-        stride: Attention at every pixel, then average pooling over stride x stride, which is how the
-            paper replaces a strided convolution. Output size ceil(H / stride), Conv2d's.
+        stride: Attention at every pixel, then average pooling over stride x stride: the paper's
+            replacement of a strided convolution. The output has Conv2d's size, ceil(H / stride).
         dilation: Distance in pixels between neighbours in a window.
         bias: Add a bias to the projections (a key's would cancel in the softmax, so there is none).
         position: 'relative': learned row and column offsets, the paper's choice; 'absolute':
             sinusoids added to the input (Table 5); 'none'.
-        position_per_head: Learn offsets for each head rather than one set for all. The paper does not
-            say; HaloNet, by the same authors, shares them.
+        position_per_head: Learn offsets per head rather than one set for all heads. The paper leaves
+            this open; HaloNet, by the same authors, shares them.
         logits: 'qk+qr', 'qk' or 'qr' (Table 6). By default 'qk+qr' with relative positions, else 'qk'.
         border: 'zeros' or 'mask', see :func:`sasa_det.ops.local_attention`.
         scale: Factor of the logits. The paper has none.
         out_proj: Mix the heads by one more projection.
         value_std: Standard deviation of the initial value weights. The paper has 0.01 in detectors,
-            whose layers are followed by batch normalisation; by default in_channels ** -0.5, which
-            keeps the size of activations without it.
+            where batch normalisation follows each layer. The default in_channels ** -0.5 keeps the
+            scale of activations without it.
         backend: See :func:`sasa_det.ops.local_attention`.
-        init: 'neighbours': the bias of the queries points each head at another neighbour, so that the
-            layer is close to a convolution at first, where it would otherwise be a blur; needs a bias
-            and relative positions. 'random': logits of unit variance, biases of zero. By default
-            'neighbours' where it can be, else 'random'.
+        init: 'neighbours': the query bias points each head at a different neighbour. The layer then
+            starts close to a convolution rather than a plain average; needs a bias and relative
+            positions. 'random': logits of unit variance, biases of zero. By default 'neighbours'
+            where possible, else 'random'.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
 
     Raises:
-        ValueError: An argument is not as above; names the argument, its value and what it may be.
+        ValueError: An argument is not as above; names the argument, its value and the accepted values.
 
     Examples:
         >>> layer = LocalSelfAttention2d(16, 32, kernel_size=7, num_heads=4, stride=2)
@@ -148,14 +147,14 @@ class LocalSelfAttention2d(nn.Module):
             self.register_parameter('rel_col', None)
         self.init_weights()
 
-    # What mmcv's ConvModule reads off the layer that it wraps.
+    # mmcv's ConvModule reads these from the layer that it wraps.
     groups = 1
     transposed = False
     output_padding = 0
 
     @property
     def padding(self) -> int:
-        """Pixels by which a window reaches out of the map; a convolution would pad by as many."""
+        """Pixels by which a window extends beyond the map: the padding of an equal convolution."""
         return self.dilation * (self.kernel_size // 2)
 
     def _reset_positions(self) -> None:
@@ -165,19 +164,20 @@ class LocalSelfAttention2d(nn.Module):
             nn.init.normal_(self.rel_col, std=std)
 
     def _point_at_neighbours(self) -> None:
-        """Have the biases of the queries point each head at another neighbour, if that is how it starts.
+        """With init='neighbours', set the query biases to point each head at a different neighbour.
 
-        Random logits make attention a blur at first, and a stack of blurs loses what it should find
-        before it has learnt to look; heads that all look at the pixel itself see no shapes. So heads
-        start apart, as Cordonnier et al. (https://arxiv.org/abs/1911.03584) show that attention can
-        express a convolution, and what a pixel contains comes in as it is learnt.
+        With random logits a layer starts close to a plain average, and a stack of averages loses
+        detail. If all heads attended to the pixel itself, they would see no shapes. So heads start
+        apart, by the construction of Cordonnier et al. (https://arxiv.org/abs/1911.03584) for a
+        convolution. The content term is learned from there.
         """
         if self.init != 'neighbours' or self.kernel_size == 1:
             return
         depth = self.out_channels // self.num_heads
         half, entry = depth // 2, depth**-0.25
-        # Offsets -1, 0 and 1 are three directions of a plane, 120 degrees apart; a query that points
-        # along one of them prefers it. A line, where depth is 2, only has room for the pixel itself.
+        # Offsets -1, 0 and 1 are three directions of a plane, 120 degrees apart; a query along one
+        # of them prefers it. At depth 2 there is only a line, which has room for the pixel itself
+        # alone.
         angles = torch.arange(3) * (2 * math.pi / 3)
         plane = torch.stack([angles.cos(), angles.sin()]) * 2**0.5
         directions = plane.repeat(-(-half // 2), 1)[:half] if half > 1 else torch.eye(3)[1:2]
@@ -189,7 +189,7 @@ class LocalSelfAttention2d(nn.Module):
         lead = directions * (NEIGHBOUR_LEAD_NATS / entry / directions[:, 1].square().sum())
         centre = self.kernel_size // 2
         for table in (self.rel_row.data, self.rel_col.data):
-            # What was drawn must not show in the plane, or heads would prefer at random.
+            # Random components in this plane would give heads random preferences, so they are removed.
             for first in range(min(half, 2)):
                 table[:, first::2] -= table[:, first::2].mean(1, keepdim=True)
             table[:, :, centre - 1 : centre + 2] += lead
@@ -211,7 +211,7 @@ class LocalSelfAttention2d(nn.Module):
         self._point_at_neighbours()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, then pool where the layer has a stride."""
+        """Attend, then pool if the layer has a stride."""
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         options = dict(
@@ -238,21 +238,22 @@ class LocalSelfAttention2d(nn.Module):
         if self.out_proj is not None:
             x = project_by(self.out_proj, x)
         if self.stride > 1:
-            # A last, partial window averages the pixels that it has: Conv2d's size, no dark edge.
+            # A partial last window averages only its pixels: the output has Conv2d's size, without
+            # a dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return x
 
     @torch.no_grad()
     def attention_weights(self, x: Tensor, points: Tensor) -> Tensor:
-        """Compute where given query pixels look, before any pooling.
+        """Compute the attention weights of given query pixels, before any pooling.
 
         Args:
             x: The layer's input (1, in_channels, H, W).
             points: (P, 2) row and column of the query pixels, in pixels of x.
 
         Returns:
-            (P, num_heads, k, k), each k x k summing to one; with border='zeros' positions out of the
-            map carry weight as well.
+            (P, num_heads, k, k), each k x k summing to one. With border='zeros' positions outside of
+            the map carry weight too.
 
         Examples:
             >>> layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4)
@@ -264,14 +265,14 @@ class LocalSelfAttention2d(nn.Module):
 
     @torch.no_grad()
     def attention_terms(self, x: Tensor, points: Tensor) -> AttentionTerms:
-        """Compute where given query pixels look, and the terms of the logits that say so.
+        """Compute the attention weights of given query pixels, and the terms of their logits.
 
         Args:
             x: The layer's input (1, in_channels, H, W).
             points: (P, 2) row and column of the query pixels, in pixels of x.
 
         Raises:
-            ValueError: x is a batch, or no map.
+            ValueError: x is a batch, or not a map.
 
         Examples:
             >>> layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4, logits='qr')
@@ -295,7 +296,7 @@ class LocalSelfAttention2d(nn.Module):
         return AttentionTerms(both.flatten(2).softmax(-1).view_as(both), content, position)
 
     def extra_repr(self) -> str:
-        """Show what the layer is, as torch's layers do."""
+        """Describe the layer's options, as torch's layers do."""
         return (
             f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
             f'num_heads={self.num_heads}, stride={self.stride}, dilation={self.dilation}, '
@@ -309,7 +310,7 @@ def _is_finite(number) -> bool:
 
 
 def _as_one(name: str, size) -> int:
-    """Read Conv2d's pairs, of which attention takes equal ones."""
+    """Read a pair as Conv2d takes it; attention accepts only equal values."""
     if isinstance(size, (tuple, list)):
         if len(size) != 2 or size[0] != size[1]:
             raise ValueError(f'{name} must be one integer or two equal ones, but is {size!r}')

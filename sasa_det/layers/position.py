@@ -1,4 +1,4 @@
-"""Absolute positions; relative ones are two tables that LocalSelfAttention2d owns."""
+"""Absolute positions; LocalSelfAttention2d itself holds the two tables of relative ones."""
 
 import torch
 from torch import Tensor
@@ -7,8 +7,8 @@ from torch import Tensor
 def sinusoidal_positions(like: Tensor) -> Tensor:
     """Compute the sinusoidal position of every pixel of a map (Vaswani et al., 2017, section 3.5).
 
-    The first half of the channels tells the row and the second the column, each as sines followed
-    by cosines of wavelengths from 2 pi to 10,000 * 2 pi pixels.
+    The first half of the channels encodes the row, the second the column. Each half holds sines,
+    then cosines, of wavelengths from 2 pi to 10,000 * 2 pi pixels.
 
     Args:
         like: The map (B, C, H, W), C divisible by 4.
@@ -40,7 +40,7 @@ def sinusoidal_positions(like: Tensor) -> Tensor:
 
 
 def check_sinusoidal_channels(channels: int) -> None:
-    """Raise a ValueError where sine and cosine of row and column do not fill the channels evenly."""
+    """Raise a ValueError if sine and cosine of row and column do not fill the channels evenly."""
     if channels % 4:
         raise ValueError(
             f"position='absolute' needs in_channels divisible by 4, but in_channels is {channels}"

@@ -1,4 +1,4 @@
-"""Projection and attention in one, which keep the input for the backward and nothing projected."""
+"""Projection and attention in one autograd Function, which saves the input but no projection."""
 
 from typing import List, Optional, Tuple
 
@@ -25,8 +25,8 @@ def project(
         x: (B, in_channels, H, W).
         weight: (out_channels, in_channels).
         bias: (out_channels,), or None.
-        out: Where to write the result, contiguous, outside of autograd; only where x is a contiguous map on
-            the CPU.
+        out: A contiguous tensor for the result, outside of autograd. Only if x is a contiguous map on the
+            CPU.
 
     Returns:
         (B, out_channels, H, W).
@@ -48,7 +48,7 @@ def project(
 
 
 def _is_one_product(x: Tensor) -> bool:
-    # On the CPU one matrix product an image is faster than oneDNN's 1x1 convolution.
+    # On the CPU one matrix product per image is faster than oneDNN's 1x1 convolution.
     return x.is_cpu and x.is_contiguous()
 
 
@@ -62,8 +62,9 @@ def projected_attention(
 ) -> Tensor:
     """Attend with queries, keys and values that are projections of one map.
 
-    They are projected at once, which reads x once, and again in the backward: kept until then they
-    would take three times the memory of x, which is all that a convolution keeps.
+    One projection computes all three, so x is read once. The backward projects again. Kept until
+    then, the projections would take three times the memory of x, which is all that a convolution
+    keeps.
 
     Args:
         x: (B, in_channels, H, W).
@@ -71,7 +72,7 @@ def projected_attention(
         biases: (out_channels,) or None for each.
         rel_row: See :func:`sasa_det.ops.local_attention`.
         rel_col: The same.
-        options: All of local_attention's, by name.
+        options: All options of local_attention, by name.
 
     Returns:
         (B, out_channels, H, W).
@@ -92,7 +93,7 @@ def projected_attention(
         zeros = torch.zeros(len(weights[0]), dtype=weight.dtype, device=weight.device)
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
-    # What follows a graph through does not see into an autograd.Function, nor into an `out=`.
+    # Tracers, compilers and transforms do not see into an autograd.Function, nor into an `out=`.
     followed = torch.jit.is_tracing() or _is_compiling() or is_transformed()
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and not followed and options['backend'] != 'reference':
@@ -112,8 +113,8 @@ def check_map(x: Tensor, in_channels: int) -> None:
 
 
 def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """Project as `project` does, out of autograd's sight and into huge pages where that is faster."""
-    # torch < 2.4 cannot count the FLOPs of an `out=`, and names autocast's state otherwise.
+    """Project as `project` does, outside of autograd, and into huge pages where that is faster."""
+    # torch < 2.4 cannot count the FLOPs of an `out=`, and has other names for autocast's state.
     if not hasattr(torch, 'get_autocast_dtype') or torch.is_autocast_enabled('cpu'):
         return project(x, weight, bias)
     if not _is_one_product(x):
@@ -123,7 +124,7 @@ def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
 
 
 def _project_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Tuple[bool, ...]) -> list:
-    """Compute the gradients of `project`'s x, weight and bias, None for those that are not wanted."""
+    """Compute the gradients of `project`'s x, weight and bias; None for those not needed."""
     if not _is_one_product(x):
         grads = torch.ops.aten.convolution_backward(
             grad, x, weight[:, :, None, None], [len(weight)],
@@ -172,7 +173,7 @@ class _ProjectedAttention(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
             y = _project_anew(x, weight, bias).to(map_dtype)
-            # Of queries, keys and values together, as the projection's backward takes them.
+            # One tensor for queries, keys and values, as the projection's backward takes it.
             grad_y = empty_output(y)
             tables = ATTEND_BACKWARD_INTO(
                 grad,

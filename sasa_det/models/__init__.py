@@ -1,4 +1,4 @@
-"""What plugs into mmdet: backbone, neck and head, registered in ``mmdet.registry.MODELS``."""
+"""The parts for mmdet: backbone, neck and bbox_head, registered in ``mmdet.registry.MODELS``."""
 
 from mmdet.registry import MODELS
 

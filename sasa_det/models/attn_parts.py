@@ -1,4 +1,4 @@
-"""Reading ``attn_parts``, and putting attention into the parts that it names."""
+"""How ``attn_parts`` is read, and how its parts get attention."""
 
 from typing import Optional, Sequence, Tuple, Union
 
@@ -13,12 +13,12 @@ def check_parts(
     """Read ``attn_parts`` into a tuple of the parts that attend.
 
     Args:
-        attn_parts: Names among ``accepted``; None for all of them where there is an attn_cfg.
-        accepted: The parts that there are.
+        attn_parts: Names among ``accepted``; None for all of them if there is an attn_cfg.
+        accepted: The names of all parts.
         attn_cfg: None for convolution everywhere.
 
     Raises:
-        ValueError: There is no such part, or one is to attend without an attn_cfg.
+        ValueError: A part does not exist, or parts are named without an attn_cfg.
 
     Examples:
         >>> check_parts(None, ('cls', 'reg'), dict(kernel_size=7))
@@ -39,7 +39,7 @@ def check_parts(
 
 
 def replace_conv(module: ConvModule, attn_cfg: dict) -> None:
-    """Put attention in the place of a ConvModule's convolution; norm and activation stay."""
+    """Replace a ConvModule's convolution by attention; norm and activation stay."""
     conv = module.conv
     module.conv = build_attention(
         attn_cfg, conv.in_channels, conv.out_channels, conv.stride, conv.dilation

@@ -1,4 +1,4 @@
-"""FPN with attention in the place of its spatial convolutions."""
+"""FPN with attention in place of its spatial convolutions."""
 
 from typing import Optional, Sequence
 
@@ -20,8 +20,9 @@ class SASAFPN(FPN):
     Args:
         args, kwargs: Those of :class:`mmdet.models.FPN`.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`; None for convolution.
-        attn_parts: Which parts attend: 'outputs', after the merge of each level; 'extras', the
-            levels of stride 2 on top (RetinaNet's P6 and P7). By default both, where there is an attn_cfg.
+        attn_parts: The parts that attend. 'outputs': the layer after each level's merge. 'extras': the
+            extra levels of stride 2 on top (RetinaNet's P6 and P7). By default both, if there is an
+            attn_cfg.
 
     Raises:
         ValueError: An argument is not as above.

@@ -1,4 +1,4 @@
-"""ResNet with attention in the place of its spatial convolutions."""
+"""ResNet with attention in place of its spatial convolutions."""
 
 from typing import Optional, Sequence, Union
 
@@ -12,7 +12,7 @@ from ..layers import AttentionStem
 from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
 from .weights_report import describe_head_start
 
-# By name, the values of an attention stem; None is ResNet's own.
+# The values of the attention stem of each name; None for ResNet's own stem.
 STEMS = dict(conv=None, attention='mixtures', attention_plain='plain', attention_conv_values='conv')
 STEM_ARGUMENTS = ('num_heads', 'num_mixtures', 'value_kernel_size', 'bias', 'relu', 'pool')
 
@@ -43,17 +43,19 @@ class SASAResNet(ResNet):
     """ResNet of convolution and attention, stage by stage.
 
     Section 3.2 of `Stand-Alone Self-Attention in Vision Models <https://arxiv.org/abs/1906.05909>`_:
-    the 3x3 convolution of each bottleneck becomes attention, at stride 2 followed by average pooling;
-    everything else stays, under mmdet's names, so that ``torchvision://resnet50`` loads into it.
+    the 3x3 convolution of each bottleneck becomes attention. Where the stride is 2, average pooling
+    follows. All other layers keep mmdet's names, so ``torchvision://resnet50`` loads into them.
 
     Args:
         depth: 26, 38, 50, 101 or 152.
-        stem: 'conv', ResNet's own; or attention inside blocks of 4 x 4 pixels, with values that know
-            their position ('attention'; with attention in all stages the paper's full attention),
-            that do not ('attention_plain') or that are a convolution's ('attention_conv_values').
+        stem: 'conv' is ResNet's own stem. The others attend inside blocks of 4 x 4 pixels. Their
+            values are position-aware in 'attention', a plain projection in 'attention_plain', and a
+            convolution's in 'attention_conv_values'. 'attention' with attention in all stages is the
+            paper's full attention.
         stem_cfg: Arguments of an attention stem, see :class:`~sasa_det.layers.AttentionStem`:
             num_heads, num_mixtures, value_kernel_size, bias, relu, pool.
-        attn_stages: One boolean per stage: whether it attends. By default all do where there is an attn_cfg.
+        attn_stages: One boolean per stage: whether it attends. By default all stages do, if there is an
+            attn_cfg.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d` for all stages, or a
             list of such dicts, one per stage; None for convolution everywhere.
         kwargs: Those of :class:`mmdet.models.ResNet`.
@@ -111,7 +113,8 @@ class SASAResNet(ResNet):
         if self.stem_values is None:
             super()._make_stem_layer(in_channels, stem_channels)
             return
-        # ResNet's name for a stem that is one module, which its forward runs and its freezing freezes.
+        # ResNet's flag for a stem that is one module; its forward and its freezing then use
+        # ``self.stem``.
         self.deep_stem = True
         self.stem = AttentionStem(
             in_channels,
@@ -123,10 +126,10 @@ class SASAResNet(ResNet):
         self.maxpool = nn.Identity()
 
     def init_weights(self) -> None:
-        """Initialise as ResNet does, and log what was taken from weights that do not fit throughout."""
+        """Initialise as ResNet does, and log which layers a partly fitting checkpoint initialised."""
         loaded = []
         hook = self.register_load_state_dict_post_hook(
-            # mmengine goes on to use the lists, which are of this one loading.
+            # mmengine reuses these lists, so copies are kept for this loading.
             lambda module, keys: loaded.append(
                 (list(keys.missing_keys), list(keys.unexpected_keys))
             )
@@ -143,7 +146,7 @@ class SASAResNet(ResNet):
                 )
 
     def make_res_layer(self, **kwargs):
-        """Build the next stage; ResNet calls this once a stage, in order."""
+        """Build the next stage; ResNet calls this once per stage, in order."""
         attn_cfg = self.attn_cfgs[len(self.res_layers)]
         if attn_cfg is not None:
             kwargs.update(block=SASABottleneck, attn_cfg=attn_cfg)

@@ -1,4 +1,4 @@
-"""RetinaNet's head with attention in the place of its spatial convolutions."""
+"""RetinaNet's bbox_head with attention in place of its spatial convolutions."""
 
 from typing import Optional, Sequence
 
@@ -23,10 +23,10 @@ class SASARetinaHead(RetinaHead):
     Args:
         args, kwargs: Those of :class:`mmdet.models.RetinaHead`.
         attn_cfg: Arguments of :class:`~sasa_det.layers.LocalSelfAttention2d`; None for convolution.
-        attn_parts: Which parts attend: 'cls', the class tower; 'reg', the box tower; 'predictors',
-            the last 3x3 of both, which become one more attention at the end of each tower and a
-            pointwise convolution, the paper's, which mixes the heads into classes and boxes. By default all,
-            where there is an attn_cfg.
+        attn_parts: The parts that attend. 'cls': the classification tower (cls_convs). 'reg': the regression
+            tower (reg_convs). 'predictors': the last 3x3 convolution after each tower. It becomes one more
+            attention in the tower and, as in the paper, a pointwise convolution that mixes the heads into
+            classes and boxes. By default all, if there is an attn_cfg.
 
     Raises:
         ValueError: An argument is not as above.

@@ -1,4 +1,4 @@
-"""What a backbone takes from another one's weights, as one message."""
+"""Which weights a backbone takes from another backbone's checkpoint, as one message."""
 
 import re
 from typing import Iterable, List, Sequence
@@ -11,15 +11,15 @@ from ..layers import AttentionStem, LocalSelfAttention2d
 def describe_head_start(
     backbone: nn.Module, missing_keys: Sequence[str], unexpected_keys: Sequence[str]
 ) -> str:
-    """Say which layers were loaded, which were not there and start anew, and which are left over.
+    """Say which layers were loaded, which were missing and start anew, and which are left over.
 
     Args:
-        backbone: What was loaded into.
+        backbone: The backbone that loaded the weights.
         missing_keys: Keys of the backbone that the weights lacked.
         unexpected_keys: Keys of the weights that the backbone lacks.
 
     Returns:
-        Three lines; blocks of a stage in one: ``layer1.*.conv2``.
+        Three lines. The blocks of a stage share one name: ``layer1.*.conv2``.
 
     Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
@@ -29,7 +29,7 @@ def describe_head_start(
         left over: fc
     """
     missing = set(missing_keys)
-    # torch counts batches anew where weights bring no count.
+    # torch starts num_batches_tracked anew if a checkpoint lacks it.
     taken = [
         key
         for key in backbone.state_dict()
@@ -52,7 +52,7 @@ def describe_head_start(
 
 
 def _layers(keys: Iterable[str], attention: Sequence[str]) -> List[str]:
-    """Names of the layers that keys belong to, each once and in order."""
+    """List the layers that keys belong to, each once and in order."""
     names = {}
     for key in keys:
         name = next((each for each in attention if key.startswith(f'{each}.')), None)

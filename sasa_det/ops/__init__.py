@@ -1,4 +1,4 @@
-"""What is computed: functions on tensors, without parameters."""
+"""The computation: functions on tensors, without learned parameters."""
 
 from .arguments import check_window
 from .backends.choice import available_backends

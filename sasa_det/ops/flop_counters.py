@@ -1,6 +1,6 @@
-"""What FLOP counters are told of the operator, which they would leave out: torch's and mmengine's.
+"""How torch's and mmengine's FLOP counters count the operator, which they would otherwise leave out.
 
-mmdet's ``get_flops.py`` counts by mmengine.
+mmdet's ``get_flops.py`` uses mmengine's counter.
 """
 
 from math import prod
@@ -8,15 +8,15 @@ from types import ModuleType
 
 
 def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
-    """Count the multiply-adds of one local attention as it is computed here.
+    """Count the multiply-adds of one local attention as the backends compute it.
 
-    q.k and the weighted sum of values take ``C * k * k`` a pixel each; q.r takes ``C * k``, since
-    it is the sum of a row and a column term. Windows at the border count whole, as a padded
-    convolution's do.
+    q.k and the weighted sum of values each take ``C * k * k`` per pixel. q.r takes ``C * k``, since
+    it is the sum of a row and a column term. Windows at the border count in full, as those of a
+    padded convolution do.
 
     Args:
         query_shape: (B, C, H, W).
-        kernel_size: Edge of the window, in pixels.
+        kernel_size: Window size k, in pixels.
         has_key: False for logits q.r alone.
         has_positions: Whether relative positions are given.
 
@@ -30,7 +30,7 @@ def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool
 
 
 def register_with_torch(flop_counter: ModuleType) -> None:
-    """Give torch's FlopCounterMode the formulas; it counts a multiply-add as two.
+    """Register the formulas with torch's FlopCounterMode, which counts a multiply-add as two FLOPs.
 
     Args:
         flop_counter: The module ``torch.utils.flop_counter``.
@@ -46,7 +46,7 @@ def register_with_torch(flop_counter: ModuleType) -> None:
     def _(query, key, value, rel_row, rel_col, kernel_size, *args, **kwargs) -> int:
         return 2 * count_macs(query, kernel_size, key is not None, rel_row is not None)
 
-    # Backward recomputes the logits and takes two products for each of the forward's.
+    # The backward recomputes the logits and takes two products for each product of the forward.
     def count_backward(query, key, rel_row, kernel_size: int) -> int:
         again = count_macs(query, kernel_size, key is not None, rel_row is not None)
         values = count_macs(query, kernel_size, False, False)
@@ -64,9 +64,9 @@ def register_with_torch(flop_counter: ModuleType) -> None:
 
 
 def register_with_mmengine(complexity_analysis: ModuleType) -> None:
-    """Make every FlopAnalyzer of mmengine count attention; it counts a multiply-add as one.
+    """Make every FlopAnalyzer of mmengine count attention; it counts a multiply-add as one FLOP.
 
-    And the projections before it: mmengine knows bmm, but not bmm with a bias.
+    The projections before it are counted too: mmengine knows bmm, but not bmm with a bias.
 
     Args:
         complexity_analysis: The module ``mmengine.analysis.complexity_analysis``.

@@ -1,4 +1,4 @@
-"""The operator that this package exists for."""
+"""How does every pixel attend to its window? The operator of this package."""
 
 from typing import Optional
 
@@ -37,25 +37,26 @@ def local_attention(
     Args:
         query: (B, C, H, W) in float64, float32, bfloat16 or float16; any strides, any H and W,
             B = 0 as well. ``C = num_heads * d``.
-        key: As query; or None where relative positions are given, for the logits q.r alone.
+        key: As query. None, with relative positions, for the logits q.r alone.
         value: As query.
-        rel_row: (num_heads or 1, d/2, k): index t of the last axis is the vector of the row offset
-            ``(t - k // 2) * dilation`` of a key against its query, for the first half of each
-            head's channels. A first dimension of 1 is shared by the heads.
-        rel_col: Of the shape of rel_row, for columns and the second half of the channels. Both or neither.
-        kernel_size: Edge k of the window in pixels, odd.
+        rel_row: (num_heads or 1, d/2, k), for the first half of each head's channels. Index t of
+            the last axis holds the vector of the row offset ``(t - k // 2) * dilation`` from query
+            to key. If the first dimension is 1, all heads share the table.
+        rel_col: The same for columns and the second half of the channels. Give both tables or neither.
+        kernel_size: Window size k in pixels, odd.
         num_heads: Number of heads that the channels are split into.
         dilation: Distance in pixels between neighbours in a window.
-        border: 'zeros': out of the map key and value are zero vectors, which take part in the
-            softmax with the logit q.r; 'mask': they take no part.
+        border: 'zeros' or 'mask'. With 'zeros', keys and values outside of the map are zero
+            vectors, and take part in the softmax with the logit q.r. With 'mask' they take no part.
         scale: Factor s of the logits. The paper has none.
-        backend: 'auto' takes the fastest that supports the input; 'reference', 'eager', 'native' or
-            'triton' takes that one or raises.
+        backend: 'auto' takes the fastest backend that supports the input. 'reference', 'eager',
+            'native' and 'triton' take that backend or raise.
 
     Returns:
         (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.
-        A NaN or an infinity makes whatever depends on it not finite, and no other image; but eager
-        and triton compute whole tiles, and may make more of the same image not finite.
+        A NaN or an infinity makes all that depends on it non-finite, and never reaches another
+        image. But eager and triton compute whole tiles, so more of the same image may become
+        non-finite.
 
     Raises:
         ValueError: An argument is not as above.

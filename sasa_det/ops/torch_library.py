@@ -25,21 +25,21 @@ _LIB.define(
     f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
     ' -> (Tensor, Tensor, Tensor, Tensor, Tensor)'
 )
-# The same with the gradients of the maps written where they are wanted, which spares the layer a copy.
+# The same, but it writes the gradients of the maps into given tensors, which saves the layer a copy.
 _GRAD_MAPS = 'Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value'
 _LIB.define(
     f'local_attention_backward_into(Tensor grad, {_INPUTS}, Tensor logsumexp, {_GRAD_MAPS}, {_OPTIONS})'
     ' -> (Tensor, Tensor)'
 )
 
-# The overloads: a packet would look for its own at each call.
+# Overloads rather than packets: a packet looks up its overload at each call.
 ATTEND = torch.ops.sasa_det.local_attention.default
 ATTEND_BACKWARD = torch.ops.sasa_det.local_attention_backward.default
 ATTEND_BACKWARD_INTO = torch.ops.sasa_det.local_attention_backward_into.default
 
 
 def _check_dtypes(query: Tensor, **others: Optional[Tensor]) -> None:
-    # Here and not in local_attention, since autocast has only now cast what it casts.
+    # Here and not in local_attention, since autocast casts only after that.
     for name, x in others.items():
         if x is not None and x.dtype != query.dtype:
             raise TypeError(
@@ -105,7 +105,7 @@ def _backward(grad, query, key, value, rel_row, rel_col, logsumexp, *options):
 
 
 def _some(like, tensors) -> tuple:
-    # A schema cannot say that a tensor is optional in a result.
+    # A schema cannot declare a returned tensor optional.
     return tuple(like.new_empty(0) if x is None else x for x in tensors)
 
 
@@ -130,8 +130,8 @@ def _fake_backward_into(grad, query, key, value, rel_row, rel_col, *others):
 
 
 def _differentiable(*args):
-    # A Function takes a tenth of a small map's time, and records nothing without gradients; but it is what
-    # refuses forward-mode differentiation, which goes on without them.
+    # A Function takes a tenth of a small map's time, and records nothing when gradients are off. But it
+    # also refuses forward-mode differentiation, which needs no grad mode.
     if torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0:
         return LocalAttention.apply(*args)
     return below_autograd(*args)
@@ -203,5 +203,5 @@ _register_fake = getattr(torch.library, 'register_fake', None) or torch.library.
 _register_fake('sasa_det::local_attention')(_fake_forward)
 _register_fake('sasa_det::local_attention_backward')(_fake_backward)
 _register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
-# Not before somebody counts: torch's counter imports Triton, which a CPU does without.
+# Only once somebody counts FLOPs: torch's counter imports Triton, which a CPU does not need.
 when_imported('torch.utils.flop_counter', register_with_torch)

@@ -1,4 +1,4 @@
-"""What a local attention window is: the options that every backend takes, and its neighbourhoods."""
+"""What defines a local attention window: the options of every backend, and each pixel's neighbourhood."""
 
 from typing import NamedTuple
 
@@ -22,23 +22,24 @@ class Window(NamedTuple):
 
     @property
     def padding(self) -> int:
-        """Pixels by which a window reaches out of the map at each border."""
+        """Pixels by which a window extends beyond the map at each border."""
         return self.dilation * (self.kernel_size // 2)
 
     def dilation_in(self, height: int, width: int) -> int:
-        """Return the dilation, but at most a map's longer edge: all larger ones see the centre alone."""
+        """Return the dilation, but at most a map's longer edge: all larger ones see only the centre."""
         return min(self.dilation, max(height, width))
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which softmax and sums run: float64 for float64, else float32."""
+    """Return the type in which softmax and sums are computed: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def output_format(like: Tensor) -> torch.memory_format:
-    """Return a result's layout: channels_last where a pixel's channels lie together, else contiguous.
+    """Return a result's memory format: channels_last if a pixel's channels are adjacent, else contiguous.
 
-    Some channels of a channels_last map are no longer one by torch's is_contiguous; they count.
+    A channel slice of a channels_last map counts as channels_last, though torch's is_contiguous
+    denies it.
     """
     if like.is_contiguous() or like.stride(1) != 1:
         return torch.contiguous_format
@@ -51,7 +52,7 @@ def empty_output(like: Tensor) -> Tensor:
 
 
 def empty_logsumexp(query: Tensor, num_heads: int) -> Tensor:
-    """Allocate what a forward keeps for the backward: (B, num_heads, H, W) in the compute type."""
+    """Allocate the log-sum-exp that a forward keeps: (B, num_heads, H, W) in the compute type."""
     batch, _, height, width = query.shape
     return query.new_empty((batch, num_heads, height, width), dtype=compute_dtype(query.dtype))
 

@@ -1,1 +1,1 @@
-"""Plots, the report of a run, and the explorer's page."""
+"""Plots, a run's report, and the explorer's page."""

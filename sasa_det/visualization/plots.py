@@ -1,4 +1,4 @@
-"""Pictures of a detector's training, accuracy, detections and attention."""
+"""How a detector's training, accuracy, detections and attention are drawn."""
 
 from typing import Optional, Sequence
 
@@ -21,10 +21,10 @@ METRIC_NAMES = {'bbox_mAP': 'AP', 'bbox_mAP_50': 'AP50'}
 
 
 def draw_curves(log: TrainingLog) -> Figure:
-    """Draw losses (as logged and smoothed) and validation AP and AP50 against training.
+    """Draw losses (as logged and smoothed) and validation AP and AP50 over the training.
 
     Args:
-        log: As :func:`sasa_det.evaluation.training_log.read_training_log` gives it.
+        log: From :func:`sasa_det.evaluation.training_log.read_training_log`.
 
     Examples:
         >>> train = [dict(step=i, loss=1 / i) for i in range(1, 9)]
@@ -59,7 +59,7 @@ def draw_curves(log: TrainingLog) -> Figure:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Average over a centred window of a tenth of the series, leaving out what is not finite.
+    """Average over a centred window of a tenth of the series, ignoring non-finite values.
 
     Examples:
         >>> smooth(np.array([1.0, 3.0] * 10))[1:].tolist() == [2.0] * 19
@@ -76,10 +76,10 @@ def draw_precision_recall(evaluation: COCOeval) -> Figure:
     """Draw precision against recall at IoU 0.50 and 0.75: each class faint, their mean bold.
 
     Args:
-        evaluation: As :func:`sasa_det.evaluation.coco_numbers.evaluate` gives it.
+        evaluation: From :func:`sasa_det.evaluation.coco_numbers.evaluate`.
 
     Raises:
-        ValueError: The truth has no box, so that there is no recall.
+        ValueError: The ground truth has no box, so recall is undefined.
     """
     figure = Figure(figsize=(12, 5), layout='constrained')
     recall = evaluation.params.recThrs
@@ -90,7 +90,7 @@ def draw_precision_recall(evaluation: COCOeval) -> Figure:
         mean = np.mean(list(curves.values()), axis=0)
         axes.plot(recall, mean, color='black', linewidth=2.5, zorder=3,
                   label=f'mean of classes, AP {mean.mean():.3f}')  # fmt: skip
-        # The legend of a data set with many classes names the mean alone.
+        # With many classes the legend names only the mean.
         for color, (name, curve) in zip(_colors(len(curves)), curves.items(), strict=True):
             label = f'{name}, AP {curve.mean():.3f}' if len(curves) <= 12 else None
             axes.plot(recall, curve, color=color, alpha=0.6, linewidth=1.2, label=label)
@@ -104,11 +104,11 @@ def draw_precision_recall(evaluation: COCOeval) -> Figure:
 def draw_detections(
     truth: Truth, predictions: Sequence[dict], count: int = 8, score_thr: float = 0.3
 ) -> Figure:
-    """Draw truth beside prediction for the first images of the file that have boxes.
+    """Draw ground truth beside predictions for the first images of the file that have boxes.
 
     Args:
-        truth: As :func:`sasa_det.evaluation.coco_numbers.load_truth` gives it.
-        predictions: As :func:`sasa_det.evaluation.coco_numbers.load_predictions` gives them.
+        truth: From :func:`sasa_det.evaluation.coco_numbers.load_truth`.
+        predictions: From :func:`sasa_det.evaluation.coco_numbers.load_predictions`.
         count: Number of images.
         score_thr: Predictions below this score are left out.
 
@@ -127,7 +127,7 @@ def draw_detections(
     all_axes = figure.subplots(rows, columns, squeeze=False).ravel()
     category_ids = truth.category_ids
     colors = _colors(len(category_ids))
-    # Of an odd number of images the last pair of axes stays empty.
+    # With an odd number of images the last pair of axes stays empty.
     for left, right, image in zip(all_axes[::2], all_axes[1::2], images, strict=False):
         pixels = _read_rgb(truth.path(image))
         annotations = truth.coco.load_anns(truth.coco.get_ann_ids([image['id']]))
@@ -154,10 +154,10 @@ def draw_detections(
 
 
 def draw_attention(maps: Sequence[AttentionMap]) -> Figure:
-    """Draw where heads look: a block per layer, a row per query pixel, a column per head.
+    """Draw attention weights: a block per layer, a row per query pixel, a column per head.
 
     Args:
-        maps: As :func:`sasa_det.evaluation.attention_maps.attention_maps` gives them, at least one.
+        maps: From :func:`sasa_det.evaluation.attention_maps.attention_maps`, at least one.
     """
     heads = max(found.weights.shape[1] for found in maps)
     queries = max(len(found.points) for found in maps)
@@ -173,7 +173,7 @@ def as_pixels(figure: Figure) -> np.ndarray:
     """Draw a figure into an array.
 
     Args:
-        figure: It.
+        figure: The figure.
 
     Returns:
         (H, W, 3) RGB, uint8.
@@ -202,7 +202,7 @@ def _draw_layer(block, found: AttentionMap, columns: int) -> None:
     for index, (overview, *axes_of_heads) in enumerate(grid):
         weights = found.weights[index].numpy()
         top, left, bottom, right = found.window(index)
-        # Beneath the heat the window's own contrast, in dark tones, so that bright is heat.
+        # Beneath the heat the window gets its own contrast, in dark tones, so that bright is heat.
         grey = found.image.mean(-1)
         inside = grey[max(top, 0) : bottom, max(left, 0) : right]
         grey_low, grey_high = inside.min(), inside.min() + 2 * max(np.ptp(inside), 20)
@@ -242,14 +242,14 @@ def _draw_layer(block, found: AttentionMap, columns: int) -> None:
 
 
 def spread_weights(weights: np.ndarray, dilation: int) -> np.ndarray:
-    """Lay a window's weights out on the map; cells that dilation skips stay empty.
+    """Place a window's weights on the map's cells; those that dilation skips stay empty.
 
     Args:
         weights: (k, k).
         dilation: The layer's.
 
     Returns:
-        (span, span), nan in what is skipped.
+        (span, span), nan at skipped cells.
 
     Examples:
         >>> spread_weights(np.ones((3, 3)), 2)[0].tolist()
@@ -262,7 +262,7 @@ def spread_weights(weights: np.ndarray, dilation: int) -> np.ndarray:
 
 
 def _boxes(instances: Optional[dict]):
-    """Go through an image's predictions, if there are any: (box, score, label)."""
+    """Iterate over an image's predictions, if there are any: (box, score, label)."""
     if instances is None:
         return ()
     return zip(*(instances[key].tolist() for key in ('bboxes', 'scores', 'labels')), strict=True)
@@ -272,7 +272,7 @@ def _draw_box(axes, box, text: str, color, dashed: bool = False) -> None:
     x, y, width, height = box
     style = '--' if dashed else '-'
     axes.add_patch(Rectangle((x, y), width, height, fill=False, color=color, lw=1.6, ls=style))
-    # Above the left corner; but inside a box at the top, and flush right at the right edge.
+    # Above the left corner, but inside of a box at the image's top, and flush right at its right edge.
     height_of_image, width_of_image = axes.images[0].get_array().shape[:2]
     below, flush = y < 0.05 * height_of_image, x > 0.75 * width_of_image
     axes.text(
@@ -305,13 +305,13 @@ def outline(top, left, bottom, right, color, linestyle='-') -> Rectangle:
 
 
 def _extent(image: np.ndarray) -> tuple:
-    """Let pixel i of an image cover i to i + 1, as boxes and windows count."""
+    """Let pixel i of an image cover i to i + 1, as in the coordinates of boxes and windows."""
     height, width = image.shape[:2]
     return 0, width, height, 0
 
 
 def _colors(count: int) -> list:
-    """Give classes colours that differ, as far as there are any."""
+    """Give classes distinct colours, as far as the palette allows."""
     if count <= 10:
         return [colormaps['tab10'](i) for i in range(count)]
     return [colormaps['hsv'](i / count) for i in range(count)]

@@ -1,4 +1,4 @@
-"""One page on a trained detector: numbers, curves, detections and attention.
+"""How good is a trained detector? One page of metrics, curves, detections and attention.
 
 ``sasa-det report CONFIG CHECKPOINT --predictions PRED.pkl --work-dir DIR``
 """
@@ -82,19 +82,19 @@ def write_report(
 ) -> Tuple[Path, List[str]]:
     """Write coco.json, the pictures and index.html into a work folder.
 
-    What cannot be made is left out, and the page says why.
+    The page leaves out parts that cannot be made, and says why.
 
     Args:
         config: An mmdet config or its file.
         checkpoint: The weights, as mmengine saves them.
-        predictions: What mmdet's tools/test.py --out wrote. A pickle can run code when it is
-            loaded: only give files that you trust.
-        work_dir: The folder that was trained in; gets the report.
+        predictions: The file of mmdet's tools/test.py --out. A pickle can run code when it is
+            loaded: only load files that you trust.
+        work_dir: The training's work folder, which gets the report.
         device: Where to run the model for the attention picture.
-        commands: The commands that led here, for the page; by default the plain ones.
+        commands: The commands of the run, for the page; by default the plain ones.
 
     Returns:
-        Path of the page, and what went wrong: lines that name the file. Without errors it is empty.
+        Path of the page, and a list of errors, each a line that names the file.
 
     Raises:
         FileNotFoundError: There is no such config.
@@ -134,7 +134,7 @@ def write_report(
 
 
 class _Report:
-    """What a report has so far, and what it lacks."""
+    """The parts of a report so far, and those that are missing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -143,12 +143,12 @@ class _Report:
         self.pictures = []
         self.notes = []
         self.errors = []
-        # What is not drawn this time must not be there from last time.
+        # A picture that is not drawn this time must not remain from the last time.
         for name in ('coco.json', 'index.html', *PICTURES):
             (folder / name).unlink(missing_ok=True)
 
     def attempt(self, what, function, *args):
-        """Call a function; keep the error of the outside world that it meets."""
+        """Call a function; record an error in files or data."""
         try:
             return function(*args)
         except (OSError, ValueError) as error:
@@ -189,7 +189,7 @@ def _look(report: _Report, model: nn.Module, truth: Truth):
 
 
 def _query_points(truth: Truth, image: dict) -> List[Tuple[float, float]]:
-    """Choose the centres of the largest and the smallest box, and the place farthest from boxes."""
+    """Choose the centres of the largest and the smallest box, and the point farthest from all boxes."""
     annotations = truth.coco.load_anns(truth.coco.get_ann_ids([image['id']], iscrowd=False))
     boxes = sorted((a['bbox'] for a in annotations), key=lambda box: -box[2] * box[3])
     points = [(y + h / 2, x + w / 2) for x, y, w, h in (boxes[:1] + boxes[1:][-1:])]
@@ -197,7 +197,7 @@ def _query_points(truth: Truth, image: dict) -> List[Tuple[float, float]]:
     for x, y, w, h in boxes:
         free[int(y) : int(np.ceil(y + h)), int(x) : int(np.ceil(x + w))] = 0
     if free.any():
-        # The frame counts as a box: a window around the place is to be inside of the image.
+        # The image's border counts as a box, so that a window around the point is inside of the image.
         distance = cv2.distanceTransform(np.pad(free, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
         points.append(np.unravel_index(distance.argmax(), distance.shape))
     limit = (image['height'] - 1, image['width'] - 1)
@@ -253,7 +253,7 @@ def _page(report, config_file, checkpoint, truth, model, log, commands) -> str:
 
 
 def _links(folder: Path, config_file: str, log) -> List[Tuple[str, str]]:
-    """Name the files beside the page that it rests on."""
+    """Name the files beside the page that it is based on."""
     paths = [(folder / Path(config_file).name, 'config as it ran')]
     for file in log.files if log else ():
         run = file.parents[1]
@@ -270,7 +270,7 @@ def _text(number: float) -> str:
 
 
 def main(args: Optional[Sequence[str]] = None) -> int:
-    """Run the command line; return its exit status, 1 if anything went wrong.
+    """Run the command line; return its exit status, 1 after any error.
 
     Args:
         args: Arguments, by default those of the process.

@@ -1,4 +1,4 @@
-"""The page that shows a report."""
+"""How a report becomes an HTML page."""
 
 from typing import Any
 
@@ -89,12 +89,12 @@ small, medium and large objects (areas to 32², to 96², and above).
 
 
 def render_page(**content: Any) -> str:
-    """Fill the page.
+    """Render the page.
 
     Args:
-        **content: title, lead, missing (lines), facts (name and value pairs), numbers and
-            per_class (name to text), pictures (dicts of file, heading, alt, caption), commands,
-            links (name and address pairs).
+        **content: The texts title, lead and commands; the list of lines missing; facts, pairs of
+            name and value; links, pairs of name and address. Also numbers and per_class, from name
+            to text, and pictures, dicts of file, heading, alt and caption.
 
     Returns:
         HTML; all text is escaped.

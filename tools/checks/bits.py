@@ -22,7 +22,7 @@ LARGEST_INTERPRETED = 20_000
 
 
 def bits(backend: str, draws: int, dtypes) -> str:
-    """Compute the checksum of a backend's results, and how many draws are in it."""
+    """Compute the checksum of a backend's results, and the number of draws in it."""
     checksum, done = hashlib.sha256(), 0
     for seed in range(draws):
         dtype = getattr(torch, dtypes[seed % len(dtypes)])

@@ -31,7 +31,7 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple:
         dtype: Type of the inputs.
 
     Returns:
-        The five inputs, None where there is none, the options, and a description.
+        The five inputs, None for absent ones, the options, and a description.
     """
     choose = random.Random(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ def draw(seed: int, dtype: torch.dtype = torch.float64) -> tuple:
 
 
 def value_and_grads(inputs: list, options: dict, backend: str) -> list:
-    """Compute the output and the gradients of all inputs that there are."""
+    """Compute the output and the gradients of all present inputs."""
     leaves = [None if x is None else x.detach().requires_grad_() for x in inputs]
     output = local_attention(*leaves, **options, backend=backend)
     generator = torch.Generator().manual_seed(0)
@@ -88,7 +88,7 @@ def value_and_grads(inputs: list, options: dict, backend: str) -> list:
 
 
 def share_of_budget(seed: int, backend: str, dtype: torch.dtype) -> float:
-    """Compute how much of the error that is allowed a draw makes, in the worst of its results."""
+    """Compute a draw's largest error, as a fraction of the allowed error."""
     inputs, options, _ = draw(seed, dtype)
     results = value_and_grads(inputs, options, backend)
     exact = [None if x is None else x.double() for x in inputs]
@@ -106,11 +106,11 @@ def share_of_budget(seed: int, backend: str, dtype: torch.dtype) -> float:
             for result, _, truth, size in there
         ]
     else:
-        # The worst of eager's results, as gradients of positions are sums of much that cancels.
+        # The largest of eager's errors, as gradients of positions are sums with much cancellation.
         lost = max(
             (rms(peer - truth) / size for _, peer, truth, size in there if size), default=0.0
         )
-        # What is stored low is computed in float32.
+        # Types of lower precision are computed in float32.
         units = torch.finfo(dtype).eps * depth
         most = largest_logit(exact, options) + math.log(options['kernel_size'] ** 2)
         units += 2 * torch.finfo(torch.float32).eps * most
@@ -122,7 +122,7 @@ def share_of_budget(seed: int, backend: str, dtype: torch.dtype) -> float:
 
 
 def largest_logit(inputs: list, options: dict) -> float:
-    """A bound: the norms of queries, and of keys and positions, of a head."""
+    """Bound a head's logits by the norms of its queries, and of its keys and positions."""
     query, key, _, *tables = inputs
     norms = [
         0.0 if x is None or not x.numel() else x.detach().norm(dim=dim).max().item()
@@ -137,7 +137,7 @@ def largest_logit(inputs: list, options: dict) -> float:
 
 
 def rms(x: torch.Tensor) -> float:
-    """The root of the mean square."""
+    """The root mean square."""
     return x.square().mean().sqrt().item()
 
 

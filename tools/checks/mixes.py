@@ -33,13 +33,13 @@ IMAGE_SCALE = (480, 480)
 
 
 class Step(NamedTuple):
-    """What one step of training left behind.
+    """The results of one training step.
 
     Attributes:
         losses: By name.
-        gradients: Mean absolute gradient of each parameter that got one; nan or inf if it has any.
-        learning: Names of the parameters that are to learn.
-        checkpoint: Written after the step, as mmengine writes it.
+        gradients: Mean absolute gradient of each parameter with a gradient; nan or inf if it holds any.
+        learning: Names of the trainable parameters.
+        checkpoint: mmengine's checkpoint after the step.
     """
 
     losses: Dict[str, float]
@@ -49,11 +49,11 @@ class Step(NamedTuple):
 
 
 def smoke_options(data, backbone_checkpoint=None) -> List[str]:
-    """Give the ``--cfg-options`` under which a leaf runs for seconds, on a few images.
+    """Return ``--cfg-options`` with which a config runs for seconds, on a few images.
 
     Args:
         data: The folder of the data.
-        backbone_checkpoint: What the backbone starts from, in the place of the download.
+        backbone_checkpoint: The backbone's initial weights, in place of the download.
     """
     scale = str(IMAGE_SCALE).replace(' ', '')
     options = [
@@ -62,7 +62,7 @@ def smoke_options(data, backbone_checkpoint=None) -> List[str]:
         'train_cfg.max_epochs=1',
         'default_hooks.logger.interval=1',
         'default_hooks.checkpoint.save_optimizer=False',
-        # Boxes are wanted, and after one step no score is high.
+        # A low threshold, to get boxes: after one step no score is high.
         'model.test_cfg.score_thr=0.0',
         'randomness.seed=0',
     ]
@@ -86,8 +86,8 @@ def smoke_options(data, backbone_checkpoint=None) -> List[str]:
 def write_backbone_checkpoint(path) -> Path:
     """Write mmdet's own ResNet-50 with random weights and the keys of ``torchvision://resnet50``.
 
-    Its maps are about as large as those of the trained one: batch norm statistics fit the weights,
-    and what a block adds is small. FPN and head have no norm that would make up for larger ones.
+    Its activations are about as large as those of the trained one: batch norm statistics fit the
+    weights, and each block adds little. FPN and head have no norm to correct larger ones.
     """
     torch.manual_seed(0)
     model = MODELS.build(
@@ -107,10 +107,10 @@ def write_backbone_checkpoint(path) -> Path:
 
 
 def train_step(config_path, options: Sequence[str], work_dir) -> Step:
-    """Train for one epoch of what ``options`` leave of the data, with mmengine's Runner."""
+    """Train for one epoch with mmengine's Runner, on the data that ``options`` select."""
     config = read_config(config_path, options)
     config.work_dir = str(work_dir)
-    # mmengine keeps one visualizer a name, and with it the folder of the first run.
+    # mmengine keeps one visualizer per name, and with it the folder of the first run.
     config.visualizer.name = str(work_dir)
     config.val_cfg = config.val_dataloader = config.val_evaluator = None
     config.test_cfg = config.test_dataloader = config.test_evaluator = None
@@ -125,7 +125,7 @@ def train_step(config_path, options: Sequence[str], work_dir) -> Step:
 
     learning = {n: p for n, p in runner.model.named_parameters() if p.requires_grad}
     for name, parameter in learning.items():
-        # The optimizer's wrapper clears them after the step.
+        # The optimizer wrapper clears them after the step.
         parameter.register_post_accumulate_grad_hook(remember(name))
     runner.train()
     losses = {
@@ -137,7 +137,7 @@ def train_step(config_path, options: Sequence[str], work_dir) -> Step:
 
 
 def faults(step: Step) -> List[str]:
-    """List what is wrong with a step: losses not finite, parameters that do not learn."""
+    """List the problems of a step: non-finite losses, parameters that do not learn."""
     wrong = [f'{name} is {x}' for name, x in step.losses.items() if not 0 < x < float('inf')]
     for name in step.learning:
         gradient = step.gradients.get(name, 0.0)
@@ -147,10 +147,10 @@ def faults(step: Step) -> List[str]:
 
 
 def run_tool(name: str, *arguments, cwd) -> str:
-    """Run one of mmdet's own tools and return what it printed.
+    """Run one of mmdet's own tools and return its output.
 
     Raises:
-        RuntimeError: It failed; holds what it printed.
+        RuntimeError: It failed; holds its output.
     """
     command = [sys.executable, '-m', 'sasa_det', 'tool', name, *map(str, arguments)]
     done = subprocess.run(
@@ -165,7 +165,7 @@ def evaluate(config_path, checkpoint, options: Sequence[str], cwd) -> Dict[str, 
     """Run mmdet's test.py.
 
     Returns:
-        COCO's numbers by their names in the log.
+        The COCO metrics by their names in the log.
     """
     printed = run_tool('test', config_path, checkpoint, '--cfg-options', *options, cwd=cwd)
     found = re.findall(r'coco/(bbox_mAP\w*): (-?[\d.]+)', printed)
@@ -178,7 +178,7 @@ def count(config_path, options: Sequence[str], cwd) -> Dict[str, str]:
     """Run mmdet's get_flops.py on one image of val; multiply-adds count as one.
 
     Returns:
-        'Flops', 'Params' and 'Input shape' as it prints them.
+        'Flops', 'Params' and 'Input shape', as printed.
     """
     printed = run_tool(
         'analysis_tools/get_flops', config_path, '--num-images', 1, '--cfg-options', *options,

@@ -35,7 +35,7 @@ from sasa_det.ops.window import Window
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
 TOLERATED = 32
 POINTERS = {torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16'}
-# Every option for which other kernels are made.
+# Every option that changes the compiled kernels.
 VARIANTS = {
     'plain': {},
     'per_head': dict(positions='per_head'),
@@ -56,19 +56,19 @@ def launches(
     dtype, depth, window, *, positions='shared', key=True, border='zeros', dilation=1,
     channels_last=True, size=(40, 56), tf32=False,
 ) -> list:  # fmt: skip
-    """Lay out the launches of a forward and a backward, of maps without memory.
+    """List the launches of a forward and a backward, on maps without memory.
 
     Args:
-        dtype: Of all tensors.
-        depth: Channels of a head.
-        window: Edge of the window.
+        dtype: Type of all tensors.
+        depth: Channels per head.
+        window: Window size k.
         positions: 'shared', 'per_head' or None.
         key: Whether there are keys.
         border: 'zeros' or 'mask'.
-        dilation: Of the window.
-        channels_last: Whether maps are slices of one that is channels_last, else of a contiguous one.
-        size: Of the map.
-        tf32: Whether float32 is multiplied as torch.backends.cuda.matmul.allow_tf32 has it.
+        dilation: Dilation of the window.
+        channels_last: Whether maps are slices of a channels_last map, else of a contiguous one.
+        size: Size of the map.
+        tf32: The value of torch.backends.cuda.matmul.allow_tf32.
     """
     heads = 2
 
@@ -98,7 +98,7 @@ def launches(
 
 @contextmanager
 def multiply_by_tf32(wanted: bool):
-    """Set how float32 matrices are multiplied, for a while."""
+    """Set the precision of float32 matrix products inside of the context."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = wanted
     yield
@@ -106,14 +106,14 @@ def multiply_by_tf32(wanted: bool):
 
 
 def build(launch, capability: int) -> dict:
-    """Compile a kernel as Triton would when it is launched.
+    """Compile a kernel as Triton would at its launch.
 
     Args:
-        launch: What to launch it with.
+        launch: The arguments of its launch.
         capability: Compute capability, ten times the number that NVIDIA gives.
 
     Returns:
-        Registers a thread; bytes of a thread that lie in memory instead; bytes of shared memory.
+        Registers per thread; spilled bytes per thread; bytes of shared memory.
     """
     kernel = getattr(triton_kernels, launch.kernel)
     signature, constants, attributes = {}, {}, {}

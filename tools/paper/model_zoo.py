@@ -1,8 +1,8 @@
-"""The model zoo: a README and a metafile for each family of configs, from what was counted and measured.
+"""What is in the model zoo? Each family of configs gets a README and a metafile.
 
-``python -m tools.paper.model_zoo`` writes them. Parameters and FLOPs are counted anew, accuracies come from
-``configs/measured.json``, which ``sasa-det compare`` writes, and from the paper, labelled as such.
-``--plot FILE`` draws what was measured.
+Run it by ``python -m tools.paper.model_zoo``. Parameters and FLOPs are counted anew. Accuracies come from
+``configs/measured.json``, which ``sasa-det compare`` writes, and from the paper, labelled as such. ``--plot
+FILE`` plots the measured accuracies.
 """
 
 import argparse
@@ -33,10 +33,10 @@ class Family(NamedTuple):
     """A folder of configs.
 
     Args:
-        title: What it is.
-        task: As metafiles call it.
+        title: Its title.
+        task: Its name in metafiles.
         data: The data set.
-        size: Height and width of the image whose FLOPs are counted; None where they are not.
+        size: Height and width of the image to count FLOPs for; None if they are not counted.
     """
 
     title: str
@@ -51,19 +51,19 @@ FAMILIES = dict(
     pretrain=Family("The paper's classifiers", 'Image Classification', 'ImageNet-1k', (224, 224)),
     quickstart=Family('A tiny RetinaNet', 'Object Detection', 'Digits', (192, 192)),
     bccd=Family('A tiny RetinaNet on blood cells', 'Object Detection', 'BCCD', (256, 320)),
-    # Made of layers of many kinds, which count_costs does not know.
+    # These have layers of many kinds that count_costs does not know.
     other_detectors=Family('Other detectors', 'Object Detection', 'COCO', None),
 )
 
 
 class Model(NamedTuple):
-    """A leaf config.
+    """A config that can be trained.
 
     Args:
-        name: Its own, without the ending.
-        epochs: How long it trains.
-        costs: Its parameters and FLOPs, the latter 0 where they are not counted.
-        measured: From ``measured.json``, if it was trained.
+        name: Its file name, without the suffix.
+        epochs: Number of epochs.
+        costs: Its parameters and FLOPs; the latter are 0 if not counted.
+        measured: Its entry in ``measured.json``, if it was trained.
         paper: Its row of the paper's tables, if it has one.
     """
 
@@ -85,7 +85,7 @@ class Model(NamedTuple):
 
 
 def load_measured() -> Dict[str, Entry]:
-    """Read what was measured, by the name of the config.
+    """Read the measured results, by config name.
 
     Examples:
         >>> all(entry.name == name for name, entry in load_measured().items())
@@ -192,7 +192,7 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
 
 
 def as_table(folder: str, models: Sequence[Model]) -> str:
-    """Lay a family out as a Markdown table.
+    """Format a family as a Markdown table.
 
     Args:
         folder: One of ``FAMILIES``.
@@ -233,7 +233,7 @@ def _measured_cell(entry: Optional[Entry]) -> str:
 
 
 def draw_measured() -> Figure:
-    """Plot AP against FLOPs, a panel for each data set on which something was measured.
+    """Plot AP against FLOPs, one panel per data set with measured results.
 
     Examples:
         >>> [panel.get_title() for panel in draw_measured().axes]
@@ -256,7 +256,7 @@ def draw_measured() -> Figure:
 
 
 def write(root: Path) -> List[str]:
-    """Write each family's README.md, between its marks, and metafile.yml.
+    """Write each family's README.md, between its markers, and metafile.yml.
 
     Args:
         root: The folder of the families.
@@ -265,7 +265,7 @@ def write(root: Path) -> List[str]:
         The files that changed.
 
     Raises:
-        ValueError: A README has no marks.
+        ValueError: A README has no markers.
     """
     changed = []
     for folder in FAMILIES:
@@ -294,7 +294,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Arguments instead of the command line's.
 
     Returns:
-        The exit status: 1 if a file had to be changed, as a check asks.
+        The exit status: 1 if a check finds a file to change.
     """
     parser = argparse.ArgumentParser(
         prog='python -m tools.paper.model_zoo',

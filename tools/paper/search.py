@@ -1,4 +1,4 @@
-"""What the paper leaves open in its Table 2, read in every way, and how well each fits."""
+"""Which choices for the open details of the paper's Table 2 fit its figures best?"""
 
 import copy
 from itertools import product
@@ -10,8 +10,8 @@ from mmengine.config import Config
 
 from sasa_det.evaluation.costs import Costs, count_costs
 
-# P6 comes from P5 or from C5. The rows may differ in it: those with convolution in FPN and head leave
-# no doubt, which says nothing about the others.
+# P6 comes from P5 or from C5. The rows with convolution in FPN and head settle this for themselves,
+# but not for the other rows.
 CHOICES = dict(
     size=(600, 640),
     classes=(80, 90),
@@ -20,19 +20,19 @@ CHOICES = dict(
     out_proj=(False, True),
     predictor=('convolution', 'attention', 'pointwise', 'mix'),
 )
-# How well the rows with convolution in FPN and head must fit.
+# Largest deviation of the rows with convolution in FPN and head.
 CONV_PARAMETERS, CONV_FLOPS = 0.5e6, 0.05
 
 
 class Fit(NamedTuple):
-    """How a reading of Table 2 fits.
+    """The fit of one reading of Table 2.
 
     Args:
-        reading: A choice for each of what is open.
-        costs: Of each row.
-        deviations: Of each row, ours over the paper's minus one: of parameters and of FLOPs.
-        against: What speaks against the reading, or ''.
-        error: Mean absolute deviation of the rows with attention in FPN and head, in both columns.
+        reading: A choice for each open detail.
+        costs: The costs of each row.
+        deviations: Our figure over the paper's, minus one, per row: of parameters and of FLOPs.
+        against: The objection to the reading, or ''.
+        error: Mean absolute deviation, in both columns, of the rows with attention in FPN and head.
     """
 
     reading: dict
@@ -51,7 +51,7 @@ def search_detectors(conv: Config, attention: Config, rows: Sequence[dict]) -> L
         rows: Those of the table, with 'fpn_and_head', 'backbone', 'mparams' and 'gflops'.
 
     Returns:
-        One fit a reading: those that nothing speaks against first, the best of them first of all.
+        One fit per reading: those without an objection first, each group from best to worst.
 
     Examples:
         >>> search_detectors(conv, attention, rows)[0].reading['predictor']  # doctest: +SKIP
@@ -66,7 +66,7 @@ def search_detectors(conv: Config, attention: Config, rows: Sequence[dict]) -> L
 
 
 class _PartCosts:
-    """Costs of detectors, of which each part is built once."""
+    """Costs of detectors; each part is built only once."""
 
     def __init__(self, conv: Config, attention: Config) -> None:
         self.conv, self.attention = conv.model, attention.model
@@ -115,7 +115,7 @@ class _PartCosts:
 
 
 def _maps(size: int, channels: Sequence[int], octave: int) -> list:
-    """Empty maps of an image, the first of stride 2**octave and each of twice the last's."""
+    """Empty maps of an image; the first has stride 2**octave, each next twice the stride."""
     edges = [-(-size // 2 ** (octave + n)) for n in range(len(channels))]
     return [torch.zeros(1, c, edge, edge, device='meta') for c, edge in zip(channels, edges)]
 

@@ -1,7 +1,7 @@
-"""The paper's tables, each row built from its config and its cost put beside the paper's.
+"""Do our models cost what the paper says? Builds each row of its tables and compares the costs.
 
-``python -m tools.paper.tables`` prints them and fails where a deviation is larger than stated.
-The paper's figures, the configs and what may deviate by how much are in ``tables.json``.
+``python -m tools.paper.tables`` prints the tables and fails if a deviation is larger than stated.
+The paper's figures, the configs and the allowed deviations are in ``tables.json``.
 """
 
 import argparse
@@ -32,12 +32,12 @@ _ACCURACIES = dict(top1='top-1', heldout_top1='top-1 on the held-out split', AP=
 
 
 class Row(NamedTuple):
-    """A row of a table, costed.
+    """A row of a table with its costs.
 
     Args:
         paper: The row as in ``tables.json``.
-        costs: Ours.
-        bars: By how much 'mparams' and 'gflops' may deviate.
+        costs: Our costs.
+        bars: Allowed deviation of 'mparams' and of 'gflops'.
     """
 
     paper: dict
@@ -45,18 +45,18 @@ class Row(NamedTuple):
     bars: Dict[str, float]
 
     def ours(self, column: str) -> float:
-        """Give our figure in the unit of the paper's column 'mparams' or 'gflops'."""
+        """Return our figure in the unit of the paper's column 'mparams' or 'gflops'."""
         if column == 'mparams':
             return self.costs.parameters / 1e6
         return self.costs.paper_flops / 1e9
 
     def deviation(self, column: str) -> Optional[float]:
-        """Give ours minus the paper's, or None where the paper has no such figure."""
+        """Return our figure minus the paper's; None if the paper has no such figure."""
         return self.ours(column) - self.paper[column] if column in self.paper else None
 
     @property
     def deviating(self) -> List[str]:
-        """The columns that deviate by more than they may."""
+        """The columns that deviate by more than allowed."""
         return [
             column
             for column, bar in self.bars.items()
@@ -104,7 +104,7 @@ def cost_table(table: dict) -> List[Row]:
 
 
 def reductions(attention: Costs, convolution: Costs) -> Tuple[float, float, float]:
-    """Say by which share attention needs fewer parameters, FLOPs as the paper counts, and as here.
+    """Compute the relative savings of parameters, of the paper's FLOPs, and of ours.
 
     Examples:
         >>> reductions(Costs(3, 6, 5), Costs(4, 10, 10))
@@ -202,10 +202,10 @@ STEM_CHOICES = dict(num_mixtures=(2, 4, 5, 6, 7, 8), value_kernel_size=(3, 5, 7)
 
 
 def search_stems() -> List[Tuple[str, int, str, float, float]]:
-    """Cost the rows with an attention stem for each size of what the paper leaves open in it.
+    """Cost the rows with an attention stem, for each size that the paper leaves open.
 
     Returns:
-        The argument, its value, the row, the paper's GFLOPs and ours by the paper's count.
+        The argument, its value, the row, the paper's GFLOPs, and ours by the paper's count.
     """
     tables = load_paper()['tables']
     rows = dict(
@@ -251,7 +251,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         argv: Arguments instead of the command line's.
 
     Returns:
-        The exit status: 1 where a row deviates by more than is stated.
+        The exit status: 1 if a row deviates by more than stated.
     """
     parser = argparse.ArgumentParser(
         prog='python -m tools.paper.tables',

@@ -53,7 +53,7 @@ train_pipeline[2]['prob'] = 0.0
 
 
 def in_processes(folder: Path, *arguments: str, tool: str = 'train') -> str:
-    """Run in two processes to the end and return all that was said."""
+    """Run in two processes to the end and return the output."""
     status = start_in_processes(folder, *arguments, tool=tool).wait()
     said = (folder / 'said.txt').read_text(errors='replace')
     if status:
@@ -62,7 +62,7 @@ def in_processes(folder: Path, *arguments: str, tool: str = 'train') -> str:
 
 
 def compare_training(root: Path, data: Path) -> bool:
-    """Two processes of two images against one of four."""
+    """Compare two processes of two images with one of four."""
     annotations = data / 'annotations/instances_train.json'
     content = json.loads(annotations.read_text())
     boxes = [([6, 8, 20, 24], 1), ([34, 30, 24, 20], 2)]
@@ -89,7 +89,7 @@ def compare_training(root: Path, data: Path) -> bool:
         )
         (run if processes == 1 else in_processes)(folder)
         log = next(folder.glob('*/vis_data/scalars.json')).read_text().splitlines()
-        # The loss in the log is that of the first process, the gradient that of all.
+        # The logged loss is the first process's, the gradient that of all processes.
         steps[processes] = [entry['grad_norm'] for entry in map(json.loads, log) if 'loss' in entry]
     one, two = (weights(root / f'processes_{count}/iter_20.pth') for count in (1, 2))
     moved = max((one[name].double() - two[name].double()).abs().max().item() for name in one)
@@ -104,7 +104,7 @@ def compare_training(root: Path, data: Path) -> bool:
 
 
 def compare_evaluation(root: Path, data: Path) -> bool:
-    """The 12 numbers of COCO from two processes and from one."""
+    """Compare the 12 COCO metrics from two processes and from one."""
     checkpoint = str(root / 'alone/epoch_2.pth')
     numbers = []
     for processes in (1, 2):
@@ -146,7 +146,7 @@ def kill_one(root: Path, data: Path, most: float) -> bool:
 
 
 def children(pid: int) -> list:
-    """The processes that a process has started."""
+    """The child processes of a process."""
     listed = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     return [int(child) for child in listed]
 

@@ -26,7 +26,7 @@ from mmengine.runner import Runner
 
 @OPTIM_WRAPPERS.register_module()
 class BFloat16OptimWrapper(OptimWrapper):
-    """The forward pass under autocast to bfloat16, whose range needs no scaling of the loss."""
+    """An optimizer wrapper with autocast to bfloat16, whose range needs no loss scaling."""
 
     @contextmanager
     def optim_context(self, model):
@@ -36,12 +36,12 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 
 def train(path: Path, folder: Path, epochs: int) -> bool:
-    """Train a config for its first epochs, and say how its loss and gradient went."""
+    """Train a config for its first epochs, and return whether the loss stays finite and falls."""
     config = Config.fromfile(path)
     config.merge_from_dict(
         {
             'work_dir': str(folder),
-            # A visualizer is found again by its name, with the folder that it writes to.
+            # mmengine reuses a visualizer of the same name, with its folder.
             'visualizer.name': path.stem,
             'optim_wrapper.type': 'BFloat16OptimWrapper',
             'train_cfg.max_epochs': epochs,

@@ -24,7 +24,7 @@ from small_run import (
 
 from sasa_det.checkpoints.loading import find_damage  # isort: skip
 
-# The first epoch is the same whether or not a second one follows.
+# The first epoch does not depend on whether a second one follows.
 CONSTANT = 'param_scheduler = []'
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def run_with_limit(folder: Path, limit: int) -> str:
-    """Resume a run whose files may have so many bytes; return what it said."""
+    """Resume a run with a limit on file sizes; return its output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

@@ -32,7 +32,7 @@ LAST = f'epoch_{EPOCHS}.pth'
 
 
 def kill_once(folder: Path, choose: random.Random, in_write: bool, seconds: float) -> str:
-    """Start or resume a run and kill it; return when."""
+    """Start or resume a run and kill it; return a text that says when."""
     process = start(folder, '--resume')
     begin = time.monotonic()
     end = begin + choose.uniform(0.1, 1) * seconds

@@ -18,7 +18,7 @@ import torch  # isort: skip
 
 
 def train_in(dtype: torch.dtype, iterations: int) -> bool:
-    """Train the small detector on a batch of two images, and say whether its loss stays finite."""
+    """Train the small detector on a batch of two images, and return whether its loss stays finite."""
     from soak import build_small
 
     from mmdet.structures import DetDataSample  # isort: skip

@@ -1,6 +1,6 @@
-"""A training run of seconds, which the tools here break in one way each.
+"""A training run of seconds, which each tool here breaks in one way.
 
-Some dozens of 64 px images, the tiny detector with attention in all parts, one thread.
+It has some dozens of 64 px images, the tiny detector with attention in all parts, and one thread.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import Iterator
 
-os.environ['OMP_NUM_THREADS'] = '1'  # sums in one order, and a process that may be forked
+os.environ['OMP_NUM_THREADS'] = '1'  # a fixed order of sums, and a process that can be forked
 
 import torch  # noqa: E402
 
@@ -57,9 +57,9 @@ def make_data(folder: Path, train: int = 24, val: int = 10, size: int = 64) -> P
     """Make the images.
 
     Args:
-        folder: Where to.
+        folder: The folder to write to.
         train, val: Numbers of images.
-        size: Their edge in pixels.
+        size: Their width and height in pixels.
 
     Returns:
         The data set's folder.
@@ -81,12 +81,12 @@ def write_config(
     """Write the config of a run into its folder.
 
     Args:
-        folder: The run's folder, made if need be.
+        folder: The run's folder, made if missing.
         data: The data set.
-        more: Lines that go last.
-        epochs: Epochs of six iterations.
-        keep: Checkpoints that are kept.
-        base: What it inherits from.
+        more: Lines to append.
+        epochs: Number of epochs, each of six iterations.
+        keep: Number of checkpoints to keep.
+        base: The config to inherit from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'config.py'
@@ -95,20 +95,20 @@ def write_config(
 
 
 def import_all() -> None:
-    """Import what training imports."""
+    """Import the modules of a training."""
     import mmdet.apis  # noqa: F401
 
     import sasa_det  # noqa: F401
 
 
 def start(folder: Path, *arguments: str, tool: str = 'train') -> Process:
-    """Start mmdet's own tool in a run's folder; what it says goes to ``said.txt`` there.
+    """Start mmdet's own tool in a run's folder, with its output in ``said.txt`` there.
 
-    The process is forked from this one, which has imported all: that takes longer than to train.
+    The process is forked from this one, which has done the imports: they take longer than the training.
 
     Args:
         folder: The run's folder, with its config.
-        arguments: More of the tool's.
+        arguments: Further arguments of the tool.
         tool: The tool.
     """
     import_all()
@@ -129,7 +129,7 @@ def _work(folder: Path, tool: str, arguments: tuple) -> None:
 
 
 def run(folder: Path, *arguments: str, tool: str = 'train') -> str:
-    """Run it to its end and return all that was said; raises RuntimeError where it fails."""
+    """Run it to its end and return its output; raises RuntimeError if it fails."""
     process = start(folder, *arguments, tool=tool)
     process.join()
     said = (folder / 'said.txt').read_text(errors='replace')
@@ -141,7 +141,7 @@ def run(folder: Path, *arguments: str, tool: str = 'train') -> str:
 def start_in_processes(
     folder: Path, *arguments: str, tool: str = 'train', processes: int = 2
 ) -> Popen:
-    """Start it in some processes, by torchrun; what it says goes to ``said.txt``, too."""
+    """Start it in several processes, by torchrun, with the output in ``said.txt`` too."""
     launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
     words = ['-m', 'sasa_det', tool, 'config.py', *arguments, '--work-dir', '.']
     with open(folder / 'said.txt', 'ab') as said:
@@ -161,13 +161,13 @@ def weights(checkpoint: Path) -> dict:
 
 
 def same(one: dict, other: dict) -> bool:
-    """Whether weights agree in each bit."""
+    """Whether weights agree in every bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @contextmanager
 def folder_of(options: argparse.Namespace) -> Iterator[Path]:
-    """The folder to work in: the one that is named, which is left, or one of its own."""
+    """The folder to work in: the named one, which is kept, or a temporary one."""
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
         yield Path(options.folder).resolve()
@@ -177,7 +177,7 @@ def folder_of(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def arguments_of(about: str, trials: int) -> argparse.ArgumentParser:
-    """A parser with what all the tools here take."""
+    """A parser with the arguments that all tools here share."""
     parser = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )

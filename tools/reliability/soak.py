@@ -25,7 +25,7 @@ EDGE = (32, 96)
 
 
 def build_small():
-    """The tiny detector with attention in all parts and a fourth of its channels."""
+    """Build the tiny detector with attention in all parts and a fourth of its channels."""
     from mmdet.registry import MODELS
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
@@ -59,7 +59,7 @@ def resident_and_open() -> tuple:
 
 
 def watch(name: str, step, count: int, most: float) -> bool:
-    """Repeat a step, print what it cost over time, and say whether that stayed flat."""
+    """Repeat a step, print its resources over time, and return whether they stayed flat."""
     lines, begin = [], time.process_time()
     part = max(1, count // 10)
     for number in range(1, count + 1):
@@ -128,7 +128,7 @@ def predict(count: int, choose: random.Random, most: float) -> bool:
 
 
 def predict_at_once(threads: int, images: int) -> bool:
-    """Predict in some threads with one model and compare with one thread."""
+    """Predict in several threads with one model and compare with one thread."""
     model = build_small().eval()
     model.bbox_head.test_cfg.score_thr = 0.0
     pixels = torch.Generator().manual_seed(0)

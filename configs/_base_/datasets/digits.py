@@ -6,7 +6,7 @@ metainfo = dict(
 )
 image_scale = (192, 192)
 
-# No flip: a mirrored digit is another one, or none.
+# No flip: a mirrored digit is another digit, or none.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),

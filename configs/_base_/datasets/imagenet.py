@@ -1,4 +1,4 @@
-# ImageNet-1k in data/imagenet, as mmpretrain lays it out, at 224 px; 32 GPUs of 128 images are the
+# ImageNet-1k in data/imagenet, in mmpretrain's layout, at 224 px. 32 GPUs of 128 images give the
 # paper's batch of 4,096.
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,5 +1,6 @@
-# The paper's: 130 epochs, Nesterov, learning rate 1.6 for a batch of 4,096 after 10 epochs of linear
-# warm-up, cosine, an average of the weights. It does not give weight decay and momentum: ResNet's.
+# The paper's schedule: 130 epochs with Nesterov momentum and an average of the weights. For a batch
+# of 4,096 the learning rate reaches 1.6 after 10 epochs of linear warm-up, then follows a cosine.
+# The paper does not give weight decay and momentum; they are ResNet's here.
 train_cfg = dict(by_epoch=True, max_epochs=130, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()

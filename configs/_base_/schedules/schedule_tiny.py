@@ -1,4 +1,4 @@
-# AdamW with a short warm-up, a cosine and a clipped gradient: unscaled logits start calmly.
+# AdamW with a short warm-up, a cosine and gradient clipping, which keep unscaled logits stable at the start.
 max_epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=2)
 val_cfg = dict(type='ValLoop')
@@ -19,8 +19,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.007, weight_decay=0.05),
     clip_grad=dict(max_norm=10, norm_type=2),
-    # Where attention looks, at a tenth of the rate: Adam's steps are of one size for all weights, and
-    # logits that are not scaled add up those of two projections.
+    # Query, key and position weights learn at a tenth of the rate. Adam's steps are of one size for
+    # all weights, and unscaled logits add up the steps of two projections.
     paramwise_cfg=dict(
         custom_keys={name: dict(lr_mult=0.1) for name in ('query', 'key', 'rel_row', 'rel_col')}
     ),

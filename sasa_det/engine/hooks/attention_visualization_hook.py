@@ -1,4 +1,4 @@
-"""Pictures and numbers of where attention looks, written while a detector trains."""
+"""Where does a detector attend while it trains? Pictures and entropies for the visualizer."""
 
 import math
 from typing import Dict, List, Optional, Sequence, Tuple
@@ -10,28 +10,28 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
-EDGE = 5  # queries along each edge of an image, for the entropy
+EDGE = 5  # query pixels per image edge, for the entropy
 
 
 @HOOKS.register_module()
 class AttentionVisualizationHook(Hook):
-    """Write, after each evaluation in training, where heads look and how widely.
+    """After each evaluation in training, write where heads attend and how widely.
 
-    Pictures ``attention_0`` and so on, of the first images of the validation data, and for each attention
-    layer a number ``attention_entropy/LAYER`` go to the run's visualizer, and so to TensorBoard or
-    whatever the config names in ``vis_backends``. The entropy is the mean over heads and queries, divided
-    by the logarithm of the window's size: 1 where a head looks everywhere alike, 0 where it looks at one
-    cell. A head's layers are seen on the finest pyramid level.
+    The run's visualizer gets pictures ``attention_0`` and so on, of the first images of the validation
+    data. It also gets a number ``attention_entropy/LAYER`` per attention layer. The visualizer writes to
+    TensorBoard or the config's other ``vis_backends``. The entropy is the mean over heads and queries,
+    divided by the logarithm of the window's k * k positions. It is 1 for uniform attention and 0 for
+    attention to one position. Layers of the bbox_head are evaluated on the finest pyramid level.
 
-    It is off unless a config switches it on, by one line:
+    The hook is off unless a config switches it on, by one line:
     ``default_hooks = dict(attention=dict(type='AttentionVisualizationHook'))``.
 
     Args:
-        num_images: How many images are drawn.
-        layers: Names of the layers that are drawn; by default one of each part of the detector.
+        num_images: Number of images to draw.
+        layers: Names of the layers to draw; by default one of each part of the detector.
 
     Raises:
-        ValueError: num_images is below 1; or, when training starts, there is no layer of that name.
+        ValueError: num_images is below 1. Or, when training starts, a layer does not exist.
 
     Examples:
         >>> AttentionVisualizationHook(num_images=0)
@@ -50,13 +50,13 @@ class AttentionVisualizationHook(Hook):
 
     @master_only
     def before_train(self, runner) -> None:
-        """Say so where there is nothing to see.
+        """Check that the named layers exist, and log if the model has no attention.
 
         Args:
             runner: The runner.
 
         Raises:
-            ValueError: A layer that is to be drawn is none of the model's.
+            ValueError: A layer to draw is not in the model.
         """
         from ...evaluation.attention_maps import attention_layers
 
@@ -69,11 +69,11 @@ class AttentionVisualizationHook(Hook):
 
     @master_only
     def after_val_epoch(self, runner, metrics: Optional[Dict[str, float]] = None) -> None:
-        """Look, and write.
+        """Draw the pictures and compute the entropies.
 
         Args:
             runner: The runner.
-            metrics: Not looked at.
+            metrics: Unused.
         """
         from ...evaluation.attention_maps import attention_layers, attention_maps
         from ...visualization.plots import as_pixels, draw_attention
@@ -104,7 +104,7 @@ class AttentionVisualizationHook(Hook):
 
 
 def entropy(weights: Tensor) -> float:
-    """Compute how widely attention is spread, from 0, at one cell, to 1, alike over the window.
+    """Compute the normalised entropy of attention, from 0 for one position to 1 for a uniform window.
 
     Args:
         weights: (..., k, k), each k x k summing to one.
@@ -124,7 +124,7 @@ def entropy(weights: Tensor) -> float:
 
 
 def _grid(size: Tuple[int, int]) -> List[Tuple[float, float]]:
-    """Points spread over an image of a height and a width."""
+    """A grid of points over an image."""
     places = (np.arange(EDGE) + 0.5) / EDGE
     return [(row * size[0], col * size[1]) for row in places for col in places]
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and a run that goes on from the last whole one."""
+"""How a killed run keeps whole checkpoints only, and resumes from the last one."""
 
 import os
 import shutil
@@ -18,9 +18,9 @@ from ...checkpoints.loading import find_damage, safe_loading
 
 
 class WholeFileBackend(LocalBackend):
-    """mmengine's local files, each written under another name and renamed once it is on the disk.
+    """mmengine's backend for local files, which writes under another name and renames after fsync.
 
-    A file of this backend is the old one or the new one, whenever the process or the machine stops.
+    A file is always the old one or the new one, even if the process or the machine stops.
 
     Examples:
         >>> import tempfile
@@ -35,10 +35,10 @@ class WholeFileBackend(LocalBackend):
 
         Args:
             obj: Its content.
-            filepath: Its path; folders are made.
+            filepath: Its path; missing folders are made.
 
         Raises:
-            OSError: It cannot be written, as on a full disk. What was there before is left.
+            OSError: It cannot be written, as on a full disk. The previous file is kept.
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +68,11 @@ register_backend('WholeFileBackend', WholeFileBackend, force=True)
 class WholeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, for runs that may be killed at any moment.
 
-    - A checkpoint is written under another name and renamed, and older ones are removed only then.
-    - ``--resume`` passes over checkpoints that are damaged, names them, and goes on from the newest
-      whole one.
-    - A checkpoint that is not of the config's model is refused with what differs, where mmengine
-      fails in the optimizer, or tests a model that is partly random.
-    - The run loads its checkpoint, and what a backbone starts from, under
+    - A checkpoint is written under another name, then renamed. Only then are older ones removed.
+    - ``--resume`` skips damaged checkpoints, names them, and resumes from the newest whole one.
+    - A checkpoint of another model is refused, with the differences. mmengine would fail in the
+      optimizer, or test a partly random model.
+    - The run loads its checkpoint, and a backbone's initial weights, under
       :func:`~sasa_det.checkpoints.safe_loading`.
 
     Args:
@@ -86,7 +85,7 @@ class WholeCheckpointHook(CheckpointHook):
             self.backend_args = {'backend': 'WholeFileBackend'}
 
     def before_run(self, runner) -> None:
-        """Have the run load safely, and choose what to resume from, where that is left to mmengine.
+        """Make the run load safely, and choose the checkpoint to resume from, if none is named.
 
         Args:
             runner: The runner.
@@ -94,7 +93,7 @@ class WholeCheckpointHook(CheckpointHook):
         Raises:
             ValueError: There are checkpoints, but none is whole.
         """
-        # Of this runner alone: mmengine's loaders are as they were when it does not load.
+        # Only this runner's methods: outside of them mmengine's loaders are unchanged.
         for name in ('load_checkpoint', '_init_model_weights'):
             setattr(runner, name, safe_loading()(getattr(runner, name)))
         if not runner._resume or runner._load_from is not None:
@@ -120,11 +119,11 @@ class WholeCheckpointHook(CheckpointHook):
 
         Args:
             runner: The runner.
-            checkpoint: What was read.
+            checkpoint: Its content.
 
         Raises:
-            ValueError: To go on from it or to test it is not possible. Says what differs. A model
-                that is to be trained from it with other layers is only told.
+            ValueError: The checkpoint cannot be resumed from or tested; says what differs. A new
+                training from it with other layers only logs the difference.
         """
         name = runner._load_from or 'it'
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -146,12 +145,12 @@ class WholeCheckpointHook(CheckpointHook):
         _check_optimizer(runner, checkpoint, name)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
-        """Save, note it, and only then remove the oldest: at each moment the others are there."""
+        """Save, record the file, and only then remove the oldest: the others exist at any time."""
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
         kept = self._kept_with(step)
-        # All of them: a run that is killed before it removes the oldest does so when it goes on.
+        # Includes the oldest: a run killed before it removes that one does so when resumed.
         runner.message_hub.update_info('keep_ckpt_ids', kept)
         runner.save_checkpoint(
             self.out_dir,
@@ -186,7 +185,7 @@ class WholeCheckpointHook(CheckpointHook):
             self.file_backend.rmtree(path)
 
     def _candidates(self, runner) -> List[Path]:
-        """What may be resumed from: what was noted last, then all others, the newest first."""
+        """Checkpoints to resume from: the one recorded last, then all others, newest first."""
         note = Path(runner.work_dir, 'last_checkpoint')
         noted: Optional[Path] = None
         if note.is_file() and note.read_text().strip():
@@ -200,10 +199,10 @@ class WholeCheckpointHook(CheckpointHook):
 
 
 def _check_optimizer(runner, checkpoint: dict, name: str) -> None:
-    """Raise where the saved optimizer steps other groups of weights than the config's."""
+    """Raise if the saved optimizer has other parameter groups than the config's."""
     if not isinstance(runner.optim_wrapper, OptimWrapper):
         return
-    # Not the wrapper's own param_groups: with paramwise_cfg it adds one that only tells the rate.
+    # The wrapper's own param_groups are unsuitable: paramwise_cfg adds one that only reports the rate.
     here = runner.optim_wrapper.optimizer.param_groups
     there = checkpoint['optimizer'].get('param_groups', [])
     sizes = [[len(group['params']) for group in groups] for groups in (there, here)]

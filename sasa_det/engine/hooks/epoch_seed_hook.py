@@ -1,4 +1,4 @@
-"""Random numbers that depend on the seed and the place in training alone, not on the way there."""
+"""How do random numbers survive a resume? They depend only on the seed and the place in training."""
 
 import random
 from functools import partial
@@ -14,15 +14,16 @@ from mmengine.runner import IterBasedTrainLoop
 
 @HOOKS.register_module()
 class EpochSeedHook(DistSamplerSeedHook):
-    """Seed each epoch anew, so that a run that was resumed draws what it would have drawn.
+    """Seed each epoch anew, so that a resumed run draws the same random numbers as an uninterrupted one.
 
-    mmengine restores no generator's state: after ``--resume`` an epoch's augmentations are those of the
-    first, and without ``randomness.seed`` in the config the images come in another order. Here all
-    generators, those in workers too, start each epoch from the seed, the epoch and the process's
-    rank, and torch's each iteration. Workers are started anew for each epoch, persistent or not.
+    mmengine does not restore the generators' states. After ``--resume`` an epoch's augmentations are
+    those of the first epoch. Without ``randomness.seed`` in the config the images come in another order
+    too. Here all generators, including those in workers, are seeded per epoch from the seed, the epoch
+    and the rank. torch's generator is also seeded per iteration. Workers are restarted for each epoch,
+    even persistent ones.
 
-    A run by iterations needs a seed in the config for this: there mmengine itself repeats the data,
-    from workers that it may have started before it knows the checkpoint's seed.
+    An iteration-based run needs a seed in the config for this. There mmengine itself repeats the
+    data, and may start workers before it knows the checkpoint's seed.
     """
 
     def before_train_epoch(self, runner) -> None:
@@ -34,19 +35,19 @@ class EpochSeedHook(DistSamplerSeedHook):
         loader = runner.train_loop.dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
             if hasattr(sampler, 'seed'):
-                # A resumed run takes over the checkpoint's seed, after its loader was made.
+                # A resumed run takes the checkpoint's seed only after its loader was built.
                 sampler.seed = runner.seed
         super().before_train_epoch(runner)
         seed_generators(runner.seed, runner.epoch, get_rank())
         if isinstance(runner.train_loop, IterBasedTrainLoop):
-            # Without workers, data and model draw from the same generators.
+            # Without workers, data and model use the same generators.
             batches = runner.train_loop.dataloader_iterator
             runner.train_loop.dataloader_iterator = _SeededBatches(batches, runner.seed, get_rank())
         elif loader.num_workers:
             loader.worker_init_fn = partial(
                 _seed_worker, seed=runner.seed, epoch=runner.epoch, rank=get_rank()
             )
-            # Persistent workers would go on from where an uninterrupted run had brought them.
+            # The states of persistent workers would depend on the epochs before.
             loader._iterator = None
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
@@ -54,7 +55,7 @@ class EpochSeedHook(DistSamplerSeedHook):
 
         Args:
             runner: The runner.
-            batch_idx: The batch's place in the epoch.
+            batch_idx: The batch's index in the epoch.
             data_batch: The batch.
         """
         torch.manual_seed(_mix(runner.seed, runner.iter, get_rank()))
@@ -80,7 +81,7 @@ def seed_generators(*numbers: int) -> None:
 
 
 class _SeededBatches:
-    """Batches without end, each drawn from generators that were seeded for its place."""
+    """An endless iterator of batches, which seeds the generators before each by its index."""
 
     def __init__(self, batches: Iterator, *numbers: int) -> None:
         self.batches, self.numbers, self.place = batches, numbers, 0
@@ -94,10 +95,10 @@ class _SeededBatches:
         return next(self.batches)
 
     def skip_iter(self, num_iters: int) -> None:
-        """Draw batches that a resumed run has had.
+        """Draw and discard the batches before the resumed iteration.
 
-        The fork's mmengine asks for this. It would leave them out where it can; workers, whose generators
-        move on from batch to batch, would then augment otherwise than in a run that was left alone.
+        The fork's mmengine calls this. By itself it would skip the batches where it can. The generators
+        in workers advance with each batch, so augmentations would then differ from an uninterrupted run.
         """
         for _ in range(num_iters):
             next(self)

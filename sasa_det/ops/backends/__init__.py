@@ -1,1 +1,1 @@
-"""The implementations of the operator, of which none imports another, and the choice between them."""
+"""The implementations of the operator, which do not import each other, and the choice between them."""

@@ -1,4 +1,4 @@
-"""Which implementation runs: what is there, what supports an input, what 'auto' takes."""
+"""Which backend runs: which are available, which support an input, which one 'auto' takes."""
 
 import logging
 from functools import cache
@@ -15,8 +15,8 @@ logger = logging.getLogger('sasa_det')
 # Fastest first: 'auto' takes the first that has no objection.
 FUSED = ('triton', 'native', 'eager')
 BACKENDS = ('auto', 'reference', *FUSED[::-1])
-# Where alone a backend computes: elsewhere 'auto' does not even import what it needs, which may take
-# seconds, and break.
+# The only device type that a backend supports. For others 'auto' does not even import the backend:
+# its imports may take seconds, or fail.
 DEVICES = {'triton': 'cuda', 'native': 'cpu'}
 
 
@@ -37,20 +37,20 @@ def available_backends() -> Dict[str, Optional[str]]:
 
 @cache
 def _module(name: str):
-    """Import a backend; None where this version of the package does not have it."""
+    """Import a backend; None if this version of the package lacks it."""
     if find_spec(f'{__package__}.{name}') is None:
         return None
     return import_module(f'.{name}', __package__)
 
 
 def _missing(name: str) -> Optional[str]:
-    """Why a backend cannot be used here with any input; None if it can."""
+    """Say why a backend cannot be used here at all; None if it can."""
     module = _module(name)
     return f'this version of sasa_det has no {name} kernels' if module is None else module.missing()
 
 
 def logs_choices() -> bool:
-    """Whether what 'auto' takes is logged, call by call.
+    """Say whether each choice of 'auto' is logged.
 
     Examples:
         >>> logs_choices()
@@ -60,11 +60,11 @@ def logs_choices() -> bool:
 
 
 def choose_backend(requested: str, query: Tensor, window: Window):
-    """Return the module that computes this input.
+    """Return the module of the backend that computes this input.
 
     Args:
         requested: 'auto', or a backend's name, which never falls back.
-        query: The query that is to be attended for, (B, C, H, W).
+        query: The query, (B, C, H, W).
         window: The attention's options.
 
     Raises:

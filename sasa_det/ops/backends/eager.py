@@ -1,9 +1,9 @@
 """Local attention in tiled PyTorch with an explicit backward: runs wherever torch runs.
 
-The map is cut into tiles of queries. The logits of a tile against its halo of keys are one dense
-matrix product, in which the window's shape is kept by a large negative bias. Some of its entries are thrown
-away, but the halos of a 7 x 7 window hold 6 copies of a key where unfolding holds 49. Tiles are taken a
-chunk at a time, so that the memory in use does not grow with the map.
+The map is cut into tiles of queries. The logits of a tile against its halo of keys are one dense matrix
+product. A large negative bias masks what lies outside of a query's window. Some entries of the product are
+thus discarded. But the halos of a 7 x 7 window hold 6 copies of a key, where unfolding holds 49. Tiles are
+computed in chunks, so that the memory in use does not grow with the map.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from ..window import Window, compute_dtype, empty_logsumexp, empty_output
 
-# Edge of a square tile of queries, and the bytes that one chunk's logits may take.
+# Height and width of a tile of queries, and the most bytes that one chunk's logits may take.
 TILE = 4
 CHUNK_BYTES = 8 << 20
 
 
 def missing() -> None:
-    """Say that nothing is missing: this backend is plain PyTorch."""
+    """Report nothing missing: this backend is plain PyTorch."""
 
 
 def refuse(query: Tensor, window: Window) -> None:
-    """Say that no input is refused."""
+    """Report every input as supported."""
 
 
 def forward(
@@ -78,21 +78,22 @@ def backward(
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients.
 
-    The weights are recomputed from ``logsumexp``; nothing of the size of a window was saved.
+    The attention weights are recomputed from ``logsumexp``; the forward saved nothing of a window's
+    size.
 
     Args:
         grad: The gradient of the output.
         query, key, value, rel_row, rel_col, window: As in :func:`forward`.
-        logsumexp: What :func:`forward` returned.
-        grad_maps: Where to write the gradients of query, key (None where there is none) and value, of their
-            shape and type and in any layout.
+        logsumexp: As :func:`forward` returned it.
+        grad_maps: Tensors for the gradients of query, key (None if there is none) and value, of the same
+            shape and type, in any layout.
 
     Returns:
         The gradients of rel_row and rel_col, None where there are none.
     """
     dtype = compute_dtype(query.dtype)
     grad_query = grad_maps[0]
-    # Halos overlap, so that these two are sums, to be held in the type that sums are held in.
+    # Halos overlap, so these two are sums, and are kept in the compute type.
     grad_value = torch.zeros_like(value, dtype=dtype, memory_format=torch.contiguous_format)
     grad_key = None if key is None else torch.zeros_like(grad_value)
     row, col = _tables(rel_row, rel_col, window, dtype)
@@ -167,7 +168,7 @@ def _logits(
 def _tables(
     rel_row: Optional[Tensor], rel_col: Optional[Tensor], window: Window, dtype: torch.dtype
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
-    """Lay relative positions out for every head in a type; None where there are none."""
+    """Expand relative positions to all heads, in a given type; None if there are none."""
     return tuple(
         None if x is None else x.to(dtype).expand(window.num_heads, -1, -1).contiguous()
         for x in (rel_row, rel_col)
@@ -175,7 +176,7 @@ def _tables(
 
 
 def _phases(dilation: int) -> Iterator[Tuple[int, int, int]]:
-    """Cut a dilated attention into dilation**2 plain ones, each on every dilation-th pixel."""
+    """Split a dilated attention into dilation**2 undilated ones, each on every dilation-th pixel."""
     for y in range(dilation):
         for x in range(dilation):
             yield y, x, dilation
@@ -191,7 +192,7 @@ def _tilings(query: Tensor, window: Window) -> Iterator['_Tiling']:
     batch, _, height, width = query.shape
     if query.numel() == 0:
         return
-    # Tiles of equal size rather than full ones and a remainder: less padding.
+    # Tiles of equal size need less padding than full ones and a remainder.
     tile_rows, tile_cols = -(-height // TILE), -(-width // TILE)
     tile = (-(-height // tile_rows), -(-width // tile_cols))
     halo = [t + 2 * (window.kernel_size // 2) for t in tile]
@@ -232,7 +233,7 @@ class _Tiling:
 
     @property
     def covered(self) -> Tuple[int, int]:
-        """Rows and columns under the tiles, those out of the map included."""
+        """Rows and columns that the tiles cover, including those outside of the map."""
         return self.tiles[0] * self.tile[0], self.tiles[1] * self.tile[1]
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -258,7 +259,7 @@ class _Tiling:
         target.copy_(tiles[:, :, :rows, : self.map_size[1]])
 
     def _halo_rows(self) -> Tuple[int, int, int, int]:
-        """First and last row of the map that the halos touch, and the rows missing at either end."""
+        """First and last row of the map under the halos, and the number of rows missing at either end."""
         first, last = self.top - self.radius, self.top + self.covered[0] + self.radius
         low, high = max(first, 0), min(last, self.map_size[0])
         return low, high, low - first, last - high
@@ -274,14 +275,14 @@ class _Tiling:
         return x.reshape(-1, x.shape[4], self.halo[0] * self.halo[1])
 
     def add_halos(self, x: Tensor, halos: Tensor) -> None:
-        """Add halos (N, c, halo) to their place in a map, overlaps summed; ``halos`` transposed."""
+        """Add halos (N, c, halo) to their place in a map, overlaps summed; the transpose of ``halos``."""
         heads, depth = self.window.num_heads, halos.shape[1]
         halos = halos.view(-1, heads, *self.tiles, depth, *self.halo).permute(0, 1, 4, 2, 3, 5, 6)
         rows, cols = self.covered
         total = halos.new_zeros(
             halos.shape[0], heads, depth, rows + 2 * self.radius, cols + 2 * self.radius
         )
-        # Pieces no larger than a tile do not overlap within themselves, so each is one plain sum.
+        # Blocks no larger than a tile do not overlap each other, so each offset takes one plain addition.
         for top in range(0, self.halo[0], self.tile[0]):
             for left in range(0, self.halo[1], self.tile[1]):
                 piece = halos[..., top : top + self.tile[0], left : left + self.tile[1]]
@@ -305,10 +306,10 @@ class _Tiling:
         )
 
     def spread_bias(self, by_row: Tensor, by_col: Tensor) -> Tensor:
-        """Spread a query's k row and k column terms over its halo, and close all but its window.
+        """Spread a query's k row and k column terms over its halo, and mask all but its window.
 
         Returns:
-            (N, queries, halo), large and negative at the positions that take no part.
+            (N, queries, halo), large and negative at masked positions.
         """
         closed = torch.finfo(by_row.dtype).min / 8
         by_row = by_row.reshape(-1, *self.tiles, *self.tile, by_row.shape[-1]).transpose(3, 4)
@@ -328,7 +329,7 @@ class _Tiling:
         return terms @ self._selection(terms)
 
     def gather_bias(self, grad: Tensor) -> Tuple[Tensor, Tensor]:
-        """Sum a gradient (N, queries, halo) by window row and by column; ``spread_bias`` transposed."""
+        """Sum a gradient (N, queries, halo) per window row and per column; the transpose of ``spread_bias``."""
         terms = grad @ self._selection(grad).t()
         terms = terms.view(-1, *self.tile, terms.shape[-1])
         by_row, by_col = terms.split(self.halo, dim=-1)
@@ -340,7 +341,7 @@ class _Tiling:
         )
 
     def _selection(self, like: Tensor) -> Tensor:
-        """Zeros and ones that add the term of its row and of its column to each halo position."""
+        """Zeros and ones that add to each halo position the term of its row and that of its column."""
         rows, cols = self.halo
         select = like.new_zeros(rows + cols, rows, cols)
         select[:rows] = torch.eye(rows, dtype=like.dtype, device=like.device)[:, :, None]

@@ -9,7 +9,7 @@ from ..window import Window
 try:
     from .. import _native
 
-    # The newest of its functions, which one that was built before lacks.
+    # Its newest function: an extension that was built earlier lacks it.
     from .._native import take_over as _take_over
 except ImportError as error:
     _native = None
@@ -17,7 +17,7 @@ except ImportError as error:
 
 
 def missing() -> Optional[str]:
-    """Say why there are no native kernels here; None if there are."""
+    """Say why the native kernels are missing; None if they are available."""
     if _native is not None:
         return None
     return f'its C++ kernels are not built ({_MISSING}); `pip install -e .` builds them with g++'
@@ -43,7 +43,7 @@ def forward(
 ) -> Tuple[Tensor, Tensor]:
     """Compute the attention; arguments and results as in :func:`sasa_det.ops.backends.eager.forward`.
 
-    But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
+    Only the log-sum-exp differs: it is in units of log 2, as only :func:`backward` reads it.
     """
     return _native.forward(query, key, value, rel_row, rel_col, *window)
 
@@ -67,15 +67,15 @@ def backward(
 def take_over(
     differentiable: Callable, forward: Callable, backward_into: Callable, logs_choices: Callable
 ) -> None:
-    """Have torch call these kernels for CPU tensors without Python on the way, if they are there.
+    """Have torch call these kernels, if available, for CPU tensors without going through Python.
 
-    A small map takes little longer than that way.
+    For a small map the way through Python takes almost as long as the kernel.
 
     Args:
-        differentiable: The op in Python as autograd sees it, for where anything is to be differentiated.
-        forward: The op in Python, for what these kernels do not compute.
-        backward_into: That of its backward.
-        logs_choices: Whether 'auto' is to go through Python, which says what it takes.
+        differentiable: The op in Python as autograd sees it, for inputs that need gradients.
+        forward: The op in Python, for inputs that these kernels do not support.
+        backward_into: The same for its backward.
+        logs_choices: Says whether 'auto' must go through Python, which logs the chosen backend.
     """
     if _native is not None:
         _take_over(differentiable, forward, backward_into, logs_choices)

@@ -1,6 +1,7 @@
-"""The definition of local attention, by unfolding every window: slow, large, differentiable twice.
+"""The definition of local attention, by unfolding every window: slow, memory-hungry, twice differentiable.
 
-It is the oracle of the tests and of the analysis; nothing else should call it on a large map.
+Tests compare with it and the attention maps are computed by it. Nothing else should call it on a
+large map.
 """
 
 from typing import Optional, Tuple
@@ -27,11 +28,11 @@ def window_logits(
         rel_row: (num_heads or 1, d/2, k) or None.
         rel_col: As ``rel_row``, for the columns.
         window: The attention's options.
-        points: Rows and columns, (P,) each, of the query pixels wanted; None for all of them.
+        points: Rows and columns, (P,) each, of the query pixels to compute; None for all pixels.
 
     Returns:
-        (B, num_heads, P, k, k), P counting the pixels row by row; -inf where ``border='mask'``
-        leaves a position out.
+        (B, num_heads, P, k, k), pixels in row-major order; -inf at positions that ``border='mask'``
+        leaves out.
     """
     batch, channels, height, width = query.shape
     heads, size = window.num_heads, window.kernel_size
@@ -55,7 +56,7 @@ def window_logits(
 
 
 def attention_weights(*args, **kwargs) -> Tensor:
-    """Softmax of :func:`window_logits`, whose arguments it takes, over each window."""
+    """Compute the softmax of :func:`window_logits` over each window; takes the same arguments."""
     logits = window_logits(*args, **kwargs)
     return logits.flatten(3).softmax(-1).view_as(logits)
 
@@ -70,8 +71,8 @@ def local_attention_reference(
 ) -> Tensor:
     """Compute local attention as written in section 3.1 of the paper (arXiv 1906.05909).
 
-    Takes what :func:`sasa_det.ops.local_attention` takes, already validated; the gradient is
-    autograd's own. Holds ``k * k`` copies of key and value.
+    Arguments are those of :func:`sasa_det.ops.local_attention`, already validated. The gradient is
+    autograd's own. Memory holds ``k * k`` copies of key and value.
     """
     dtype = compute_dtype(query.dtype)
     q, k, v, row, col = (

@@ -1,5 +1,5 @@
-"""A web page on which a person sees where a detector's attention looks.
+"""A web page that shows where a detector attends.
 
-``page`` is the page, in Gradio; all that it shows comes from the others, which do without: ``session`` asks
-the detector, ``pictures`` draws.
+``page`` is the page, in Gradio. The other modules do not need Gradio: ``session`` runs the detector,
+``pictures`` draws.
 """

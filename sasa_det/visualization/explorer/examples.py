@@ -1,23 +1,23 @@
-"""Images to start with: three of the digits that no training has seen."""
+"""Example images for the page: three of the digits that no training has seen."""
 
 import tempfile
 from pathlib import Path
 from typing import List
 
-NUMBERS = (1, 4, 8)  # of the validation images; with objects large and small
+NUMBERS = (1, 4, 8)  # indices of validation images, with large and small objects
 
 
 def make_examples(folder: Path) -> List[Path]:
     """Draw the example images.
 
     Args:
-        folder: Where to; a new or empty one.
+        folder: A new or empty folder to write to.
 
     Returns:
         Their files.
 
     Raises:
-        ImportError: scikit-learn, which ships what they are made of, is missing.
+        ImportError: scikit-learn, which ships the source images, is missing.
 
     Examples:
         >>> with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The attention layers of a detector, under names that a person can choose by."""
+"""Which attention layers does a detector have? They get titles for the page's choice."""
 
 import re
 from collections import Counter
@@ -24,9 +24,9 @@ class Layer(NamedTuple):
     """An attention layer.
 
     Attributes:
-        name: In ``model.named_modules()``.
-        title: For a person; no two layers of a detector share one.
-        levels: The pyramid levels that it is called for, such as 'P3'; empty if it is called once.
+        name: Its name in ``model.named_modules()``.
+        title: Its title on the page, unique within a detector.
+        levels: The pyramid levels that it runs on, such as 'P3'; empty if it runs once.
     """
 
     name: str
@@ -41,7 +41,7 @@ def find_layers(model: nn.Module) -> List[Layer]:
         model: A detector from ``mmdet.apis.init_detector``.
 
     Returns:
-        In the order in which they are called; an empty list where the model has no attention.
+        The layers in the order of their calls; an empty list if the model has no attention.
     """
     layers = attention_layers(model)
     found = []

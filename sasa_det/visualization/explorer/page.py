@@ -14,7 +14,7 @@ from .session import Detection, Explorer
 from .summary import HEADERS, head_rows
 from .uploads import MEGABYTES, SUFFIXES, read_upload
 
-WAITING = 16  # requests that may wait for the detector; more are told that it is busy
+WAITING = 16  # requests that may wait for the detector; further ones are refused as busy
 SESSIONS = 50  # whose images are kept
 KEPT_FOR = 3600  # seconds, of images and pictures
 
@@ -37,11 +37,11 @@ CSS = """
 
 
 class Opened(NamedTuple):
-    """What a visitor looks at.
+    """The state of one visitor.
 
     Attributes:
         image: (H, W, 3) BGR, uint8.
-        detections: What was found in it.
+        detections: The objects found in it.
     """
 
     image: np.ndarray
@@ -49,12 +49,12 @@ class Opened(NamedTuple):
 
 
 def build_page(explorer: Explorer, examples: List[Path], name: str):
-    """Lay the page out and connect it.
+    """Build the page's layout and its events.
 
     Args:
-        explorer: What answers.
-        examples: Image files to start with.
-        name: What to call the detector.
+        explorer: The explorer that answers requests.
+        examples: Example image files.
+        name: The detector's name on the page.
 
     Returns:
         Gradio's Blocks, for :func:`serve`.
@@ -64,7 +64,7 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
     """
     gr = require_gradio()
     titles = [(layer.title, layer.name) for layer in explorer.layers]
-    # One from the middle: the first sees little of an image, the last little but its borders.
+    # A layer from the middle: the first sees little of an image, the last mostly its borders.
     start = explorer.layers[len(explorer.layers) // 2].name
     with gr.Blocks(
         title='sasa_det: attention explorer',
@@ -218,7 +218,7 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
             take_click, [opened, *choice], [message, x, y, *shown],
             api_name='click', **one_at_a_time,
         )  # fmt: skip
-        # By arrow keys numbers come faster than answers; those in between need none.
+        # Arrow keys send numbers faster than answers come; intermediate ones are dropped.
         gr.on(
             [x.input, y.input, layer.input, level.input],
             take_numbers, [opened, x, y, *choice], [message, *shown],
@@ -232,10 +232,10 @@ def serve(page, host: str, port: Optional[int], block: bool = True) -> str:
     """Serve the page.
 
     Args:
-        page: As :func:`build_page` gives it.
-        host: The address to listen at; 127.0.0.1 is this machine alone.
-        port: To listen at; by default the first free one from 7860.
-        block: Whether to stay until interrupted.
+        page: The page from :func:`build_page`.
+        host: The address to listen at; 127.0.0.1 allows this machine alone.
+        port: The port to listen at; by default the first free one from 7860.
+        block: Whether to block until interrupted.
 
     Returns:
         The page's address.
@@ -262,12 +262,12 @@ def serve(page, host: str, port: Optional[int], block: bool = True) -> str:
 
 
 def require_gradio():
-    """Import Gradio, told to send no statistics.
+    """Import Gradio with its statistics switched off.
 
     Raises:
         ImportError: It is missing; says how to install it.
     """
-    # It asks for this when it is imported.
+    # Gradio reads this at its import.
     os.environ.setdefault('GRADIO_ANALYTICS_ENABLED', 'False')
     try:
         import gradio
@@ -290,7 +290,7 @@ def _require(now: Optional[Opened]) -> None:
 
 
 def _sentences(message):
-    """Let a function's errors appear in the message, and clear it where there is none."""
+    """Show a function's errors in the page's message, and clear it if there is none."""
 
     def decorate(function):
         @wraps(function)

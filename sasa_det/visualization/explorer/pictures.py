@@ -1,4 +1,4 @@
-"""Pictures of detections and of where a pixel looks, as arrays of pixels."""
+"""How detections and a pixel's attention weights are drawn, as arrays of pixels."""
 
 import cv2
 import numpy as np
@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ...evaluation.attention_maps import AttentionMap
 from ..plots import UNDERLAY, as_pixels, outline, spread_weights
 
-EDGE = 640  # pixels that a small image is enlarged to, so that a pixel can be hit
+EDGE = 640  # pixels that a small image is enlarged to, so that a pixel can be clicked
 COLUMNS = 4  # of heat maps in a row
 
 
 def zoom(image: np.ndarray) -> int:
-    """By how much the picture of an image is enlarged, both ways.
+    """Compute the factor by which the picture of an image is enlarged.
 
     Examples:
         >>> zoom(np.zeros((192, 160, 3)))
@@ -24,13 +24,13 @@ def zoom(image: np.ndarray) -> int:
 
 
 def draw_detections(image, detections, point, window=None) -> np.ndarray:
-    """Draw an image with what was found in it, enlarged by :func:`zoom`.
+    """Draw an image with its detections, enlarged by :func:`zoom`.
 
     Args:
         image: (H, W, 3) BGR, uint8.
-        detections: As :meth:`~sasa_det.visualization.explorer.session.Explorer.detect` gives them.
-        point: Row and column of the query pixel, which gets a cross.
-        window: Top, left, bottom and right edge of what it sees, in pixels of the image.
+        detections: From :meth:`~sasa_det.visualization.explorer.session.Explorer.detect`.
+        point: Row and column of the query pixel, marked by a cross.
+        window: Top, left, bottom and right edge of its window, in pixels of the image.
 
     Returns:
         (H * zoom, W * zoom, 3) RGB, uint8.
@@ -48,7 +48,7 @@ def draw_detections(image, detections, point, window=None) -> np.ndarray:
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=3)
         text = f'{detection.name} {detection.score:.2f}'
         _, _, width, height = draw.textbbox((0, 0), text, font=font)
-        # Above the box's corner where there is room, and never beyond the picture.
+        # Above the box's corner if there is room, and never beyond the picture.
         x = min(max(left, 0), size[0] - width - 6)
         y = top - height - 4 if top > height + 4 else max(top, 0)
         draw.rectangle((x, y, x + width + 6, y + height + 4), fill=color)
@@ -64,10 +64,10 @@ def draw_detections(image, detections, point, window=None) -> np.ndarray:
 
 
 def draw_heat(found: AttentionMap) -> np.ndarray:
-    """Draw, for each head, the weights of its window as a heat map on the image.
+    """Draw each head's weights over the window as a heat map on the image.
 
     Args:
-        found: Of one query pixel.
+        found: The attention of one query pixel.
 
     Returns:
         (H, W, 3) RGB, uint8.
@@ -76,7 +76,7 @@ def draw_heat(found: AttentionMap) -> np.ndarray:
     height, width = found.image.shape[:2]
     columns = min(COLUMNS, len(weights))
     rows = -(-len(weights) // columns)
-    # Places are given here, since matplotlib's own layouts take as long as all the rest.
+    # Axes are placed by hand, since matplotlib's own layouts take as long as all the rest.
     edge, title = 3.0, 0.25
     size = edge * columns, rows * (edge * height / width + title)
     places = dict(left=0, right=1, bottom=0, top=1 - title / size[1])
@@ -89,7 +89,7 @@ def draw_heat(found: AttentionMap) -> np.ndarray:
     for axes in all_axes:
         axes.set_axis_off()
     for head, (axes, weight) in enumerate(zip(all_axes, weights), 1):
-        # Dark and grey, so that bright is heat; and where there is none, the image shows through.
+        # A dark grey image, so that bright is heat; without heat the image shows through.
         grey = found.image.mean(-1)
         axes.imshow(grey, extent=(0, width, height, 0), cmap='gray', vmin=0, vmax=380)
         heat = spread_weights(weight, found.dilation)
@@ -110,13 +110,12 @@ def draw_heat(found: AttentionMap) -> np.ndarray:
 
 
 def draw_grids(found: AttentionMap) -> np.ndarray:
-    """Draw, for each head, its k x k weights and the two terms of the logits that made them.
+    """Draw each head's k x k weights and the two terms of their logits.
 
-    The softmax does not see what is added to all of a window, so that the terms are drawn against
-    their means.
+    The softmax ignores a constant added to the whole window, so the terms are drawn relative to their means.
 
     Args:
-        found: Of one query pixel.
+        found: The attention of one query pixel.
 
     Returns:
         (H, W, 3) RGB, uint8.
@@ -160,7 +159,7 @@ def draw_grids(found: AttentionMap) -> np.ndarray:
 
 
 def _centred(logits) -> np.ndarray:
-    """Take off each window's mean; what a border masks, -inf, becomes nan."""
+    """Subtract each window's mean; masked positions, -inf, become nan."""
     logits = np.where(np.isfinite(logits), logits, np.nan)
     return logits - np.nanmean(logits, axis=(-2, -1), keepdims=True)
 

@@ -1,4 +1,4 @@
-"""What the page asks of a detector."""
+"""How the page uses a detector: layers, detections, attention."""
 
 from threading import Lock
 from typing import List, NamedTuple, Optional, Tuple
@@ -12,7 +12,7 @@ from .layers import Layer, find_layers
 
 
 class Detection(NamedTuple):
-    """An object that was found.
+    """A detected object.
 
     Attributes:
         name: Its class.
@@ -26,13 +26,13 @@ class Detection(NamedTuple):
 
 
 class Explorer:
-    """A detector, its detections in an image, and where its attention layers look there.
+    """A detector, its detections in an image, and its layers' attention there.
 
-    One call at a time: what comes meanwhile waits.
+    It runs one call at a time; further calls wait.
 
     Args:
         model: A detector from :func:`sasa_det.checkpoints.detector.load_detector`.
-        score_thr: The least score of what counts as found.
+        score_thr: The lowest score of a detection.
 
     Raises:
         ValueError: No layer of the model attends.
@@ -66,7 +66,7 @@ class Explorer:
         raise ValueError(f'There is no attention layer {name!r}.')
 
     def detect(self, image: np.ndarray) -> List[Detection]:
-        """Find the objects in an image, the surest first.
+        """Find the objects in an image, highest scores first.
 
         Args:
             image: (H, W, 3) BGR, uint8.
@@ -82,16 +82,16 @@ class Explorer:
     def look(
         self, image: np.ndarray, name: str, level: Optional[str], point: Tuple[int, int]
     ) -> AttentionMap:
-        """See where a pixel looks, in one layer.
+        """Compute the attention of one pixel in one layer.
 
         Args:
             image: (H, W, 3) BGR, uint8.
-            name: The layer's.
-            level: One of its levels; anything where it has none.
+            name: The layer's name.
+            level: One of its levels; ignored if it has none.
             point: Row and column of the pixel.
 
         Raises:
-            ValueError: No such layer, level or pixel; a sentence that says what there is.
+            ValueError: No such layer, level or pixel; names the existing ones.
         """
         layer = self.layer(name)
         if layer.levels and level not in layer.levels:

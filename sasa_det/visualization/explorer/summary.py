@@ -1,4 +1,4 @@
-"""Where a pixel looks, in words and numbers: for those who do not see the pictures, too."""
+"""Where does a pixel attend? The answer in words and numbers, also for those who cannot see the pictures."""
 
 from typing import List
 
@@ -17,14 +17,15 @@ HEADERS = (
 
 
 def head_rows(found: AttentionMap) -> List[list]:
-    """Say for each head where one query pixel looks most, and by which term.
+    """Say for each head where a query pixel attends most, and due to which term of the logits.
 
     Args:
         found: Of one query pixel.
 
     Returns:
-        A row a head, with the columns of ``HEADERS``. A term spans from its lowest logit in the
-        window to its highest: the wider one decides; '–' stands for a term that the layer lacks.
+        One row per head, with the columns of ``HEADERS``. A term's span is the difference of its
+        highest and lowest logit in the window. The term of wider span decides. '–' stands for a
+        term that the layer lacks.
 
     Examples:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The images that a person gives, who may be anyone: checked before they are decoded."""
+"""How uploaded images, which are untrusted, are checked before they are decoded."""
 
 from pathlib import Path
 from typing import Union
@@ -11,9 +11,9 @@ FORMATS = ('BMP', 'JPEG', 'PNG', 'TIFF', 'WEBP')
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 MEGABYTES = 10
 MEGAPIXELS = 25
-SHORTEST = 16  # pixels of an edge
-LONGEST_RATIO = 10  # of the edges; beyond it the detector's resizing leaves nothing of the shorter
-LARGEST = 1333  # pixels of an edge that is shown and given to the detector
+SHORTEST = 16  # least pixels per edge
+LONGEST_RATIO = 10  # ratio of the edges; beyond it resizing leaves nothing of the shorter edge
+LARGEST = 1333  # pixels per edge of the shown image, which the detector gets
 
 _UNREADABLE = f'The file is not an image that can be read. Accepted are {", ".join(FORMATS)}.'
 _TOO_MANY_PIXELS = f'The image has more than {MEGAPIXELS} million pixels, which is the limit.'
@@ -23,13 +23,13 @@ def read_upload(path: Union[str, Path]) -> np.ndarray:
     """Read an uploaded image, scaled down to the size that the page works with.
 
     Args:
-        path: Its file. Neither its name nor its suffix says anything.
+        path: Its file. Name and suffix are not trusted.
 
     Returns:
         (H, W, 3) BGR, uint8, as mmdet takes it, no edge longer than ``LARGEST``.
 
     Raises:
-        ValueError: It is too large, too narrow or no image of ``FORMATS``; a sentence that says which.
+        ValueError: It is too large, too narrow or not an image of ``FORMATS``; says which.
 
     Examples:
         >>> read_upload('/dev/null')
@@ -39,11 +39,11 @@ def read_upload(path: Union[str, Path]) -> np.ndarray:
     if Path(path).stat().st_size > MEGABYTES * 2**20:
         raise ValueError(f'The file is larger than {MEGABYTES} MB, which is the limit.')
     try:
-        # Only the header is read here, so that what is too large is never decoded.
+        # Only the header is read here, so that an image that is too large is never decoded.
         image = Image.open(path, formats=FORMATS)
     except Image.DecompressionBombError:
         raise ValueError(_TOO_MANY_PIXELS) from None
-    except Exception:  # Pillow fails by errors of many kinds on what is malformed
+    except Exception:  # Pillow raises errors of many kinds on malformed files
         raise ValueError(_UNREADABLE) from None
     with image:
         _check(image)
@@ -67,5 +67,5 @@ def _check(image: Image.Image) -> None:
             'The image has {} x {} pixels; accepted are edges of at least {}, the longer at most {} '
             'times the shorter.'.format(*image.size, SHORTEST, LONGEST_RATIO)
         )
-    if image.mode[0] in 'IF':  # Pillow would clip what is above 255
+    if image.mode[0] in 'IF':  # Pillow would clip values above 255
         raise ValueError('The image has more than 8 bits a pixel; save it with 8 a channel.')
