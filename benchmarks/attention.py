@@ -9,14 +9,14 @@ anything is timed, every subject's result and gradients are compared with the re
 Subjects, and numbers of threads where there are several, take turns, round by round, in one process; with
 --together so do shapes, windows and batches. Figures are medians, and ratios are of them, against the 3x3
 convolution by as many threads. Extra peak memory is measured in a process for each. A turn is one call, which
-finds the caches as other subjects left them, or with --turn as many as take so long, of which most find what
-the call before left.
+finds the caches as other subjects left them. With --turn it is as many calls as take so long; most of them
+find the caches as the same subject left them.
 
-Subjects: `conv3x3`; `core`, the operator alone, by the C++ kernels; `layer`, with its projections;
-`eager`, the operator in tiled PyTorch; `unfold`, the reference, which unfolds k x k windows and takes
-matrix products over them; `public unfold`, the formula arranged as public implementations do, copies of
-keys and values for every window multiplied number by number; `compiled`, torch.compile of that, only
-where it is asked for, since it compiles for minutes. Writes OUT.json and OUT.md.
+Subjects: `conv3x3`, the convolution. `core`, the operator alone, by the C++ kernels. `layer`, the
+operator with its projections. `eager`, the operator in tiled PyTorch. `unfold`, the reference, by
+matrix products over unfolded k x k windows. `public unfold`, the formula as in public implementations:
+copies of keys and values per window, multiplied element by element. `compiled`, torch.compile of that,
+only on request, since it compiles for minutes. Writes OUT.json and OUT.md.
 """
 
 import argparse

@@ -4,19 +4,20 @@
     python -m benchmarks.attention_gpu                    all of it, in eight minutes at most
     python -m benchmarks.attention_gpu --shapes P3 P4 --batches 1 --detectors
 
-In bfloat16 and channels_last, at the shapes of RetinaNet-R50 for 1333 x 800, a 7 x 7 window against
-cuDNN's 3x3 convolution. Before anything is timed, every subject's result and gradients are compared with the
-reference's in float32 on a small map. Subjects take turns, round by round; times are medians by the
-GPU's own events, from cold caches, and ratios are of them. `bytes` counts each tensor that comes in or
-goes out once; shares are of a matrix product's FLOP/s and of a copy's bytes/s, measured in the same run.
-`peak MB` is what a forward and backward allocate at most beside their inputs. `host ms` is how long
-Python takes to queue each: that is what small maps take, unless the GPU is still busy with what came before.
+In bfloat16 and channels_last, at the shapes of RetinaNet-R50 for 1333 x 800, a 7 x 7 window against cuDNN's
+3x3 convolution. Before anything is timed, every subject's result and gradients are compared with the
+reference's in float32 on a small map. Subjects take turns, round by round; times are medians by the GPU's
+own events, from cold caches, and ratios are of them. `bytes` counts each input and output tensor once.
+Shares are relative to a matrix product's FLOP/s and a copy's bytes/s, measured in the same run. `peak MB` is
+what a forward and backward allocate at most beside their inputs. `host ms` is Python's time to queue a call.
+Small maps take that long, unless the GPU is still busy.
 
-Subjects: `conv3x3`; `core`, the operator alone, by the Triton kernels; `layer`, with its projections; and
-at P3 `flex`, torch's flex_attention, compiled, with the terms q.r as its score_mod; `eager`, the
-operator in tiled PyTorch; `unfold`, the reference, which unfolds windows. Then a training iteration of
-RetinaNet-R50, attention in all parts against convolutions, under float16 autocast as mmdet's --amp has
-it. What fails or is not reached in time is listed, and the rest measured. Writes OUT.json and OUT.md.
+Subjects: `conv3x3`, the convolution. `core`, the operator alone, by the Triton kernels. `layer`, the
+operator with its projections. At P3 also `flex`, torch's flex_attention, compiled, with the terms q.r as
+its score_mod. `eager`, the operator in tiled PyTorch. `unfold`, the reference, by unfolded windows. Then
+a training iteration of RetinaNet-R50, attention in all parts against convolutions, under float16 autocast
+as mmdet's --amp has it. What fails or is not reached in time is listed, and the rest measured. Writes
+OUT.json and OUT.md.
 """
 
 import argparse

@@ -4,9 +4,9 @@
     python tools/checks/draws.py --draws 10000 --backend native
     python tools/checks/draws.py --draws 1000000 --minutes 60 --dtypes float64 float32 bfloat16 float16
 
-Draw number N is the same on every machine; `--first N --draws 1` repeats it. float64 must agree to 1e-10;
-another type may lose twice what the eager backend loses in it at most, a unit in the last place for each
-channel of a head, and two in float32 of the largest log-sum-exp, which is all that forward keeps in that type.
+Draw number N is the same on every machine; `--first N --draws 1` repeats it. float64 must agree to 1e-10. For
+another type the allowed error has three parts: twice eager's error, one unit in the last place per channel of
+a head, and two float32 units of the largest log-sum-exp. The forward keeps only the last in float32.
 """
 
 import argparse

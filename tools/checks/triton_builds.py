@@ -5,11 +5,11 @@
     python tools/checks/triton_builds.py --types bfloat16 --depths 32 --windows 3 7 13 31
 
 It takes no GPU: Triton brings NVIDIA's assembler. Every kernel is compiled with the very arguments that
-attention would launch it with. Each variant is channels_last maps, relative positions that the heads
-share, logits q.k + q.r and the border of zeros, but for what it is named after. Ends with status 1 if a
-kernel spills registers to memory or takes more shared memory than the GPU has, which is what keeps it
-from being launched. Up to 32 bytes of a thread count as no spill: the assembler puts as much aside by its own
-choice to keep to 80, 128 or 168 registers, with which one more program fits on a multiprocessor.
+attention would launch it with. By default maps are channels_last, heads share relative positions, logits are
+q.k + q.r and the border is zeros. Each variant changes what it is named after. Ends with status 1 if a kernel
+spills registers to memory. Likewise if it needs more shared memory than the GPU has, so that it could not be
+launched. Up to 32 bytes per thread do not count as a spill. The assembler chooses to spill that much to stay
+within 80, 128 or 168 registers, so that one more program fits on a multiprocessor.
 """
 
 import argparse

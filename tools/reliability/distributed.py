@@ -7,8 +7,8 @@
   is frozen, and each image has the same boxes: mmdet's RetinaNet divides its loss by the objects of a
   process, not of all.
 - An evaluation in two processes gives the numbers of one.
-- Of two processes one is killed: the other must stop within the time given, and the run go on to the
-  weights of one left alone.
+- If one of two processes is killed, the other must stop within the given time. The resumed run must
+  end with the weights of an uninterrupted one.
 """
 
 import json

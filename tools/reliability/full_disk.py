@@ -3,8 +3,8 @@
 
     python tools/reliability/full_disk.py --trials 3
 
-The limit is set to cut a checkpoint short; what must be left are a message and the earlier checkpoints,
-from which the run goes on to the weights of a run left alone.
+The limit cuts a checkpoint short. A message and the earlier checkpoints must remain. A run resumed from
+them must end with the weights of an uninterrupted run.
 """
 
 import random
