@@ -55,6 +55,10 @@ def load_annotations(path) -> dict:
         raise ValueError(
             f'annotation file {path} is not JSON: {error}; was its download or export cut short?'
         ) from None
+    except RecursionError:
+        raise ValueError(
+            f"annotation file {path} nests lists or dicts too deeply for COCO's format"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(
             f"annotation file {path} holds a {type(content).__name__}, but COCO's format is a dict"
@@ -115,6 +119,11 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
             f"metainfo['classes'] must be a tuple of names, got the string {classes!r}; "
             f'a tuple of one has a comma: classes=({classes!r},)'
         )
+    for name in classes:
+        if not isinstance(name, str):
+            raise ValueError(
+                f"metainfo['classes'] must be a tuple of names, but has {_shortened(name)}"
+            )
     names = [category['name'] for category in content['categories']]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
@@ -184,6 +193,11 @@ def check_images(path, content: dict, folder) -> None:
             f"such as {_some(missing, 3)}; set data_root and data_prefix=dict(img='...') of the "
             'dataset, or complete the download'
         )
+
+
+def _shortened(value) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f'{text[:76]} ...'
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

@@ -11,37 +11,38 @@ from typing import List, Optional, Tuple, Union
 from mmengine.config import Config
 
 from .checked_coco import check_classes, check_images, load_annotations
+from .entry_problems import check_entries
 
 BASE = 'sasa_det::quickstart/retinanet_sasa-tiny_coco-format.py'
 
 _TEMPLATE = """\
-# {classes_count} classes of {data_root!r}
+# {classes_count} classes of {data_root}
 # All that is not here is inherited; what is set here wins.
-_base_ = {base!r}
+_base_ = {base}
 
-data_root = {data_root!r}
+data_root = {data_root}
 # In the order of the file's categories: labels are numbered by it.
-{metainfo}
+metainfo = dict(classes={classes})
 model = dict(bbox_head=dict(num_classes={classes_count}))
 
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
-        ann_file={train_ann!r},
-        data_prefix=dict(img={train_img!r}),
+        ann_file={train_ann},
+        data_prefix=dict(img={train_img}),
     )
 )
 val_dataloader = dict(
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
-        ann_file={val_ann!r},
-        data_prefix=dict(img={val_img!r}),
+        ann_file={val_ann},
+        data_prefix=dict(img={val_img}),
     )
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file={val_ann_path!r})
+val_evaluator = dict(ann_file={val_ann_path})
 test_evaluator = val_evaluator
 """
 
@@ -89,6 +90,8 @@ def write_coco_config(
     classes = None
     for ann, img in ((train_ann, train_img), (val_ann, val_img)):
         content = load_annotations(root / ann)
+        # Names among them: they become part of a config, which is code.
+        check_entries(root / ann, content)
         if classes is None:
             classes = tuple(category['name'] for category in content['categories'])
         check_classes(root / ann, content, classes)
@@ -98,18 +101,18 @@ def write_coco_config(
     if '::' not in base:  # mmengine reads it relative to the config
         base = Path(base).resolve().as_posix()
     text = _TEMPLATE.format(
-        base=base,
-        metainfo=_assign('metainfo', dict(classes=classes)),
+        base=_literal(base),
+        classes=_literal(classes),
         classes_count=len(classes),
-        data_root=f'{root.as_posix()}/',
-        train_ann=train_ann,
-        val_ann=val_ann,
-        train_img=train_img,
-        val_img=val_img,
-        val_ann_path=(root / val_ann).as_posix(),
+        data_root=_literal(f'{root.as_posix()}/'),
+        train_ann=_literal(train_ann),
+        val_ann=_literal(val_ann),
+        train_img=_literal(train_img),
+        val_img=_literal(val_img),
+        val_ann_path=_literal((root / val_ann).as_posix()),
     )
     if max_epochs is not None or image_scale is not None:
-        inherited = Config.fromstring(f'_base_ = {base!r}', '.py')
+        inherited = Config.fromstring(f'_base_ = {_literal(base)}', '.py')
         if max_epochs is not None:
             text += _epochs_lines(inherited, base, max_epochs)
         if image_scale is not None:
@@ -119,9 +122,27 @@ def write_coco_config(
     return out
 
 
-def _assign(name: str, value) -> str:
-    """Format `name = value` as mmengine does: readable and short."""
-    return Config({name: value}).pretty_text.strip()
+def _literal(value) -> str:
+    """Write a value as Python reads it back, whatever the data says.
+
+    mmengine's own formatting does not escape the keys of dicts. It also replaces `{{ ... }}` in a config's text,
+    within strings too, so that no brace of a string may stand there as it is.
+
+    Raises:
+        ValueError: The value has parts of other types than a config has.
+    """
+    if isinstance(value, dict):
+        items = (f'{_literal(key)}: {_literal(item)}' for key, item in value.items())
+        return f'{{{", ".join(items)}}}'
+    if isinstance(value, (list, tuple)):
+        ends = '()' if isinstance(value, tuple) else '[]'
+        comma = ',' if isinstance(value, tuple) and len(value) == 1 else ''
+        return f'{ends[0]}{", ".join(map(_literal, value))}{comma}{ends[1]}'
+    if isinstance(value, str):
+        return repr(str(value)).replace('{', '\\x7b')
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    raise ValueError(f'a config cannot hold {value!r}')
 
 
 def _copied(steps) -> List[dict]:
@@ -149,7 +170,7 @@ def _epochs_lines(inherited: Config, base: str, max_epochs: int) -> str:
     return (
         f'\n# {before} epochs in the base, whose learning rate schedule is stretched.\n'
         f'train_cfg = dict(max_epochs={max_epochs})\n'
-        f'{_assign("param_scheduler", schedulers)}\n'
+        f'param_scheduler = {_literal(schedulers)}\n'
     )
 
 
@@ -169,7 +190,7 @@ def _scale_lines(inherited: Config, base: str, image_scale: Union[int, Tuple[int
         for step in resizes:
             step['scale'] = scale
         lines += (
-            f'{_assign(f"{name}_pipeline", pipeline)}\n'
+            f'{name}_pipeline = {_literal(pipeline)}\n'
             f"{name}_dataloader['dataset']['pipeline'] = {name}_pipeline\n"
         )
     return lines

@@ -37,14 +37,18 @@ def find_image_problem(path, size: Optional[Tuple[int, int]] = None) -> Optional
         return 'is no image, or of a format that is not known'
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f'is damaged or cut short: {error}'
-    if cv2.imread(str(path)) is None:  # the reader that training uses
+    pixels = cv2.imread(str(path))  # the reader that training uses
+    if pixels is None:
         return 'is of a format that OpenCV does not read'
     if max(found) > _LONGEST * min(found):
         return f'is {found[0]} x {found[1]} pixels, too thin to be scaled'
-    if size is not None and tuple(size) != found:
-        # Cameras store their orientation; OpenCV rotates the image, as the annotator's browser did.
-        if tuple(size) != found[::-1] or cv2.imread(str(path)).shape[1::-1] != tuple(size):
+    # Cameras store an orientation by which OpenCV rotates the image, as the annotator's browser does.
+    read = pixels.shape[1::-1]
+    if size is not None and tuple(size) != read:
+        if tuple(size) == found:
             return (
-                f'is {found[0]} x {found[1]} pixels, but the annotations say {size[0]} x {size[1]}'
+                f'is rotated to {read[0]} x {read[1]} pixels when it is read, by its EXIF orientation, but the '
+                f'annotations are of the {found[0]} x {found[1]} pixels that it is stored in'
             )
+        return f'is {read[0]} x {read[1]} pixels, but the annotations say {size[0]} x {size[1]}'
     return None

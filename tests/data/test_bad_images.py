@@ -136,3 +136,18 @@ val_dataloader = dict(dataset=data)
     def test_annotations_without_a_folder(self, coco_files, capsys):
         assert main(['check-data', str(coco_files.annotations())]) == 2
         assert 'name the folder of its images after it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('orientation', [6, 3])
+def test_annotations_of_the_stored_orientation_are_told(tmp_path, orientation):
+    """OpenCV rotates such an image, and training would see its boxes elsewhere."""
+    image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / 'a.jpg', exif=exif)
+    stored, read = (30, 20), (20, 30) if orientation == 6 else (30, 20)
+    assert find_image_problem(tmp_path / 'a.jpg', read) is None
+    problem = find_image_problem(tmp_path / 'a.jpg', stored)
+    assert (problem is None) == (stored == read)
+    if problem:
+        assert problem.startswith('is rotated to 20 x 30 pixels when it is read, by its EXIF')

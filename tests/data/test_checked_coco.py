@@ -304,8 +304,8 @@ def test_mmdets_train_stops_before_training(digits_root, tmp_path):
     run = subprocess.run(
         [sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
     )
-    assert run.returncode == 1
-    message = run.stderr.split('\nValueError: ')[-1]
+    assert run.returncode == 2
+    message = run.stderr.split('\nsasa-det train: ')[-1]
     assert message.startswith(f"annotation file {annotations} has no category 'nine', which the ")
     assert run.stderr.count('Traceback') == run.stderr.count('\nValueError: ') == 1
     assert 'Epoch(train)' not in run.stdout + run.stderr

@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from sasa_det.data import coco_config
-from sasa_det.data.coco_config import main, write_coco_config
+from sasa_det.data.coco_config import _literal, main, write_coco_config
 
 CONVOLUTIONS = 'sasa_det::quickstart/retinanet_tiny_coco-format.py'
 
@@ -57,7 +57,7 @@ def test_it_can_be_dumped_and_read_again(coco_files, tmp_path):
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize('name', ["the cat's data", 'say "cat"', 'a\\b #{c} \u00fc', 'two\nlines'])
+@pytest.mark.parametrize('name', ["the cat's data", 'say "cat"', 'a\\b #{c} \u00fc', 'two\nlines', '{{ $HOME }} {{fileDirname}}'])
 def test_names_that_need_quotes(coco_files, tmp_path, name):
     coco_files.root = coco_files.root.rename(tmp_path / name)
     coco_files.content['categories'][1]['name'] = 'the dog\'s "tail" \\ \u00fc'
@@ -193,7 +193,7 @@ def test_nothing_is_written_for_bad_data(coco_files, tmp_path, spoil, message, c
     out = tmp_path / 'mine.py'
     assert main([str(coco_files.root), '--out', str(out)]) == 1
     printed = capsys.readouterr()
-    assert printed.err.startswith('coco_config: ') and printed.out == ''
+    assert printed.err.startswith('sasa-det coco-config: ') and printed.out == ''
     annotations = coco_files.annotations('val')
     assert str(annotations) in printed.err
     assert message.format(annotations, root=coco_files.root) in printed.err
@@ -226,3 +226,41 @@ def test_bccd(shared, tmp_path):
 
 def test_the_default_base_is_there():
     assert Config.fromstring(f'_base_ = {coco_config.BASE!r}', '.py').model.type == 'RetinaNet'
+
+
+HOSTILE = {"a': __import__('os').system('touch {}') or 'b": 1}
+
+
+@pytest.mark.parametrize('spoil', ['name', 'extra'])
+def test_annotations_run_no_code(coco_files, tmp_path, spoil):
+    """A name that is a dict came into the config with keys that nobody had escaped."""
+    ran = tmp_path / 'ran'
+    hostile = {key.format(ran): value for key, value in HOSTILE.items()}
+    coco_files.content['categories'][1][spoil] = hostile
+    coco_files.write()
+    coco_files.write('val')
+    if spoil == 'name':
+        with pytest.raises(ValueError, match=r'categories\[1\] .* is no text'):
+            write_coco_config(coco_files.root, tmp_path / 'mine.py', max_epochs=3)
+        assert not (tmp_path / 'mine.py').exists()
+    else:
+        Config.fromfile(write_coco_config(coco_files.root, tmp_path / 'mine.py', max_epochs=3))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['{{ $ENV:HOME:x }}', '{{fileDirname}}', '{{_base_.model}}', "'] + [1", '\\x7b\\', '{0}', '{']
+)
+def test_a_name_stays_the_text_that_it_is(coco_files, tmp_path, name):
+    coco_files.content['categories'][1]['name'] = name
+    coco_files.write()
+    coco_files.write('val')
+    path = write_coco_config(coco_files.root, tmp_path / 'mine.py', max_epochs=3, image_scale=64)
+    assert Config.fromfile(path).metainfo.classes[1] == name
+
+
+def test_a_literal_is_read_back_as_it_was():
+    value = {'a': [1, -2.5, None, True, ('b',), ()], "c'": {'{{d}}': '\n"\\'}}
+    assert eval(_literal(value)) == value
+    with pytest.raises(ValueError, match='cannot hold'):
+        _literal([object()])
