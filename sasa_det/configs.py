@@ -69,7 +69,7 @@ def read_config(path, cfg_options: Sequence[str] = ()):
     """
     from mmengine.config import Config
 
-    options = _parse(cfg_options)
+    options = parse_cfg_options(cfg_options)
     try:
         config = Config.fromfile(path)
         config.merge_from_dict(options)
@@ -111,7 +111,16 @@ def describe_parts(model) -> str:
     return f'attention in {", ".join(first)}{" and " * bool(first)}{last}'
 
 
-def _parse(cfg_options: Sequence[str]) -> dict:
+def parse_cfg_options(cfg_options: Sequence[str]) -> dict:
+    """Read ``key=value`` as mmdet's ``--cfg-options`` does.
+
+    Raises:
+        ValueError: There is no ``=`` in one.
+
+    Examples:
+        >>> parse_cfg_options(['model.test_cfg.score_thr=0.5'])
+        {'model.test_cfg.score_thr': 0.5}
+    """
     from mmengine.config import DictAction
 
     for option in cfg_options:

@@ -123,7 +123,7 @@ def save_untrained(folder):
     config.model.bbox_head.attn_parts = None
     model = MODELS.build(config.model)
     model.init_weights()
-    meta = dict(dataset_meta=dict(classes=config.metainfo.classes))
+    meta = dict(dataset_meta=dict(classes=config.metainfo.classes), cfg=config.pretty_text)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'epoch_8.pth')
     config.dump(folder / 'retinanet_sasa-tiny_digits.py')
 

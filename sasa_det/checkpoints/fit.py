@@ -1,6 +1,5 @@
 """Does a checkpoint hold a model's weights? If not, what differs, and which config would fit?"""
 
-import ast
 from typing import Dict, Iterator, List, Mapping, Optional, Tuple
 
 import torch
@@ -8,6 +7,7 @@ from mmengine.config import Config
 from torch import nn
 
 from ..configs import CONFIGS
+from .written_config import plain, written_config
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -44,7 +44,7 @@ def describe_misfit(
     lines = _differences(found, expected)
     if not lines:
         return ''
-    written_with = _written_model_cfg(checkpoint)
+    written_with = (written_config(checkpoint) or {}).get('model')
     if model_cfg is not None and written_with is not None:
         options = list(_differing_options(written_with, model_cfg, 'model'))
         if options:
@@ -165,44 +165,11 @@ def _some(names: List[str]) -> str:
     return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')
 
 
-def _written_model_cfg(checkpoint: Mapping) -> Optional[dict]:
-    """The ``model`` of the config stored by mmengine; parsed, not run, as the text may be anything."""
-    meta = checkpoint.get('meta')
-    text = meta.get('cfg') if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return None
-    try:
-        for statement in ast.parse(text).body:
-            if isinstance(statement, ast.Assign) and statement.targets[0].id == 'model':
-                return _literal(statement.value)
-    except (SyntaxError, ValueError, AttributeError, RecursionError):
-        pass
-    return None
-
-
-def _literal(node):
-    """The value of a literal in which dicts may be written as ``dict(name=...)``."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict):
-        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_literal(item) for item in node.elts]
-    return ast.literal_eval(node)
-
-
 def _differing_options(there, here, name: str) -> Iterator[str]:
     """Lines of a model's options that differ, leaving out those that do not change weights."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in dict.fromkeys([*there, *here]):
             if key not in ('_scope_', 'init_cfg', 'data_preprocessor', 'train_cfg', 'test_cfg'):
                 yield from _differing_options(there.get(key), here.get(key), f'{name}.{key}')
-    elif _plain(there) != _plain(here):
-        yield f'{name}={_plain(there)!r}, not {_plain(here)!r}'
-
-
-def _plain(value):
-    """Turn tuples into lists and mmengine's dicts into plain ones: in a config they mean the same."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if key != '_scope_'}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    elif plain(there) != plain(here):
+        yield f'{name}={plain(there)!r}, not {plain(here)!r}'

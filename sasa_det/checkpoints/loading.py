@@ -1,6 +1,7 @@
 """How untrusted or truncated checkpoints are loaded: what they may hold, and what is refused."""
 
 import os
+import warnings
 import zipfile
 from contextlib import contextmanager
 from pickle import UnpicklingError
@@ -68,13 +69,16 @@ def load_from_local(filename, map_location=None) -> dict:
     if damage is not None:
         raise ValueError(f'checkpoint {path} {damage}')
     try:
-        checkpoint = torch.load(path, map_location, weights_only=ASKS)
+        with warnings.catch_warnings():
+            # Of the pickle's protocol: torch asks for an issue where this function refuses or reads.
+            warnings.filterwarnings('ignore', message='Detected pickle protocol')
+            checkpoint = torch.load(path, map_location, weights_only=ASKS)
     except UnpicklingError as error:
         raise ValueError(
             f'checkpoint {path} is refused, and nothing of it was run: {_what_it_asks(path, error)}'
         ) from None
-    except (RuntimeError, EOFError) as error:
-        reason = str(error).partition('\n')[0]
+    except Exception as error:  # damage may show as an error of any kind
+        reason = str(error).partition('\n')[0] or type(error).__name__
         raise ValueError(f'checkpoint {path} cannot be read: {reason}') from None
     return _without_config(checkpoint)
 
@@ -132,6 +136,10 @@ def find_damage(path) -> Optional[str]:
         return None
     try:
         with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    # A few megabytes may unpack to more than the memory.
+                    return f'was not written by torch: {entry.filename} in it is compressed'
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError):
         return 'is cut short: the end of the file is not there'
@@ -150,10 +158,14 @@ def _what_it_asks(path, error: UnpicklingError) -> str:
             f'it asks for {", ".join(sorted(names)[:5])}, and only tensors, plain values and '
             "mmengine's logs may be loaded"
         )
-    # torch's further lines advise how to load it anyway; they are dropped.
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line.partition('WeightsUnpickler error: ')[2] for line in lines]
-    return next(filter(None, said), lines[0] if lines else 'it is no pickle')
+    # Around the reason, torch advises how to load the file anyway; that is dropped.
+    reason = (
+        str(error).partition('WeightsUnpickler error:')[2].partition('Check the documentation')[0]
+    )
+    lines = [line.strip() for line in reason.splitlines() if line.strip()]
+    if not lines or lines[0].startswith('Unsupported operand'):
+        return 'it is no file that torch.save writes'
+    return lines[0]
 
 
 def _without_config(checkpoint):

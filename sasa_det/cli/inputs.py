@@ -1,9 +1,10 @@
 """How a sub-command takes a detector: a checkpoint, and its config by file or name."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from ..configs import find_config, read_config
+from ..configs import find_config, parse_cfg_options, read_config
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +16,7 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', required=True, help='weights, as training saves them')
     parser.add_argument(
         '--config',
-        help='config file or name (default: the one beside the checkpoint, where training puts it)',
+        help='config file or name (default: the file beside the checkpoint that training put there)',
     )
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
@@ -41,22 +42,17 @@ def load(options: argparse.Namespace):
     import torch
 
     from ..checkpoints.detector import load_detector
+    from ..checkpoints.written_config import config_beside
 
     checkpoint = Path(options.checkpoint)
     if not checkpoint.is_file():
         raise FileNotFoundError(f'{checkpoint}: no such checkpoint')
-    path = find_config(options.config) if options.config else _config_beside(checkpoint)
-    config = read_config(path, options.cfg_options or ())
+    cfg_options = options.cfg_options or ()
+    if options.config:
+        config = read_config(find_config(options.config), cfg_options)
+    else:
+        config = config_beside(checkpoint)
+        config.merge_from_dict(parse_cfg_options(cfg_options))
+        print(f'config: {config.filename}', file=sys.stderr)
     device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     return load_detector(config, checkpoint, device)
-
-
-def _config_beside(checkpoint: Path) -> Path:
-    found = sorted(checkpoint.parent.glob('*.py'))
-    if len(found) != 1:
-        names = ', '.join(path.name for path in found) or 'none'
-        raise ValueError(
-            f'{checkpoint}: of configs beside it, one is needed, but there are: {names}. '
-            'Name the config by --config'
-        )
-    return found[0]

@@ -1,6 +1,8 @@
 """A checkpoint from others, wherever a user may name it: refused before anything of it runs."""
 
+import random
 import re
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -203,3 +205,46 @@ def test_the_number_of_classes_is_found():
     # No config has three classes; the first with these layers is named.
     found = find_fitting_config(shapes(model.state_dict()))
     assert re.fullmatch(r'quickstart/retinanet_sasa-tiny_[\w-]+\.py with 3 classes', found)
+
+
+@pytest.mark.parametrize(
+    'content', [b'\xff\xd8\xff\xe0 a photo', b'a text', b'\x80\x02}q\x00.', b'\x80\x04N.']
+)
+def test_no_message_advises_to_load_it_all_the_same(tmp_path, content):
+    (tmp_path / 'photo.pth').write_bytes(content)
+    with pytest.raises(ValueError, match='photo.pth (is refused|cannot be read)') as raised:
+        load_from_local(tmp_path / 'photo.pth')
+    assert 'weights_only' not in str(raised.value) and 'issue' not in str(raised.value)
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save({'state_dict': {'a': torch.zeros(1000)}}, tmp_path / 'small.pth')
+    with (
+        zipfile.ZipFile(tmp_path / 'small.pth') as whole,
+        zipfile.ZipFile(tmp_path / 'bomb.pth', 'w', zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in whole.infolist():
+            bomb.writestr(entry.filename, whole.read(entry))
+    with pytest.raises(ValueError, match='bomb.pth was not written by torch: .* is compressed'):
+        load_from_local(tmp_path / 'bomb.pth')
+
+
+def test_damaged_files_of_the_old_format_are_named(tmp_path):
+    torch.save(
+        {'state_dict': {'a': torch.zeros(20)}, 'meta': {'epoch': 1}}, tmp_path / 'old.pth',
+        _use_new_zipfile_serialization=False,
+    )  # fmt: skip
+    whole = (tmp_path / 'old.pth').read_bytes()
+    generator = random.Random(0)
+    for _ in range(300):
+        spoilt = bytearray(whole)
+        for _ in range(generator.randint(1, 4)):
+            spoilt[generator.randrange(len(spoilt))] = generator.randrange(256)
+        path = tmp_path / 'spoilt.pth'
+        path.write_bytes(
+            spoilt[: generator.choice((len(spoilt), generator.randrange(len(spoilt))))]
+        )
+        try:
+            load_from_local(path)
+        except ValueError as error:
+            assert str(path) in str(error)

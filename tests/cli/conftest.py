@@ -25,7 +25,8 @@ def trained(tmp_path_factory):
     read = Config.fromfile(config)
     model = MODELS.build(read.model)
     model.init_weights()
-    meta = dict(dataset_meta=dict(classes=read.metainfo.classes))
+    read.dump(config)
+    meta = dict(dataset_meta=dict(classes=read.metainfo.classes), cfg=read.pretty_text)
     torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'epoch_1.pth')
     return folder / 'epoch_1.pth'
 

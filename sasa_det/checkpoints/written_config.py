@@ -1,0 +1,115 @@
+"""With which config was a checkpoint trained? Its text is read as literals and never run."""
+
+import ast
+from pathlib import Path
+from typing import List, Mapping, Optional
+
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from .loading import load_from_local
+
+
+def read_literals(text: str) -> Optional[dict]:
+    """Read a config's text as mmengine writes it: assignments of literals, and nothing else.
+
+    Args:
+        text: Such as ``meta['cfg']`` of a checkpoint, or the file that training puts beside it.
+
+    Returns:
+        The values by name; None if the text has anything else in it.
+
+    Examples:
+        >>> read_literals("model = dict(depth=26, stages=(True, False))")
+        {'model': {'depth': 26, 'stages': (True, False)}}
+        >>> read_literals('import os') is None
+        True
+    """
+    values = {}
+    try:
+        for statement in ast.parse(text).body:
+            if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+                return None
+            values[statement.targets[0].id] = _literal(statement.value)
+    except (SyntaxError, ValueError, TypeError, AttributeError, RecursionError, MemoryError):
+        return None
+    return values
+
+
+def written_config(checkpoint: Mapping) -> Optional[dict]:
+    """Read the config that mmengine stored in a checkpoint.
+
+    Args:
+        checkpoint: What was read from the file.
+
+    Returns:
+        The values by name; None if there is no such text, or it is no config that mmengine wrote.
+
+    Examples:
+        >>> written_config({'meta': {'cfg': 'model = dict(depth=26)'}})
+        {'model': {'depth': 26}}
+    """
+    meta = checkpoint.get('meta')
+    text = meta.get('cfg') if isinstance(meta, Mapping) else None
+    return read_literals(text) if isinstance(text, str) else None
+
+
+def config_beside(path) -> Config:
+    """Find the config that a checkpoint was trained with among the files in its folder.
+
+    It must have the model that the checkpoint's own copy of the config has. A file that happens to lie
+    there is not run.
+
+    Args:
+        path: The checkpoint.
+
+    Returns:
+        mmengine's Config, with the file's name.
+
+    Raises:
+        ValueError: There is none, or more than one; names the files.
+    """
+    path = Path(path)
+    written = written_config(load_from_local(str(path), 'cpu'))
+    found: List[Config] = []
+    beside = sorted(path.parent.glob('*.py'))
+    for file in beside if written and 'model' in written else ():
+        values = read_literals(file.read_text(errors='replace'))
+        if values and plain(values.get('model')) == plain(written['model']):
+            found.append(Config(values, filename=str(file)))
+    if len(found) != 1:
+        names = ', '.join(file.name for file in beside) or 'none'
+        how_many = 'none' if not found else 'more than one'
+        raise ValueError(
+            f'{path}: of the configs beside it, {how_many} is the one that it was trained with; there are: '
+            f'{names}. Name the config by --config'
+        )
+    imports = found[0].get('custom_imports')
+    if imports:
+        import_modules_from_strings(**imports)
+    return found[0]
+
+
+def plain(value):
+    """Turn tuples into lists and mmengine's dicts into plain ones: in a config they mean the same.
+
+    Examples:
+        >>> plain((1, {'a': (2,)}))
+        [1, {'a': [2]}]
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if key != '_scope_'}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _literal(node):
+    """The value of a literal in which dicts may be written as ``dict(name=...)``."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+        return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(item) for item in node.elts)
+    return ast.literal_eval(node)
