@@ -105,10 +105,6 @@ else
 fi
 
 train=(-m sasa_det train "$CONFIG" --work-dir "$WORK_DIR")
-if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
-    echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
-    train+=(--resume)
-fi
 # The batch is the config's 8 either way. On a CPU two processes are much faster than one of twice the threads.
 if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     train+=(--cfg-options "train_dataloader.batch_size=4")
@@ -116,13 +112,22 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
     launch=(env "OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 1 ? threads : 1))}")
     train=(-m torch.distributed.run --standalone --nproc_per_node=2 "${train[@]}" --launcher pytorch)
 fi
+resume=()
+if [[ -f "$WORK_DIR/last_checkpoint" ]]; then
+    echo "Going on from $(<"$WORK_DIR/last_checkpoint")"
+    resume=(--resume)
+fi
 # mmdet's own tools/train.py and tools/test.py, from its package.
-${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}"
+${launch[@]+"${launch[@]}"} "$PYTHON" "${train[@]}" ${resume[@]+"${resume[@]}"}
 CHECKPOINT="$(<"$WORK_DIR/last_checkpoint")"
-"$PYTHON" -m sasa_det test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
-    --out "$WORK_DIR/predictions.pkl"
-"$PYTHON" -m sasa_det report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" \
-    --predictions "$WORK_DIR/predictions.pkl"
+evaluate=(-m sasa_det test "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" --out "$WORK_DIR/predictions.pkl")
+report=(-m sasa_det report "$CONFIG" "$CHECKPOINT" --work-dir "$WORK_DIR" --predictions "$WORK_DIR/predictions.pkl")
+"$PYTHON" "${evaluate[@]}"
+# The page says how it was made, in as many processes.
+as_typed() { printf '%q ' "$@" | sed 's/ $//'; }
+"$PYTHON" "${report[@]}" --commands "$(as_typed ${launch[@]+"${launch[@]}"} python "${train[@]}")
+$(as_typed python "${evaluate[@]}")
+$(as_typed python "${report[@]}")"
 touch "$WORK_DIR/finished"
 echo
 show_result

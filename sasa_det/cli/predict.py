@@ -109,6 +109,7 @@ class Results:
         self.folder = Path(folder)
         (self.folder / 'pictures').mkdir(parents=True, exist_ok=True)
         self.images, self.boxes, self.drawn = [], [], 0
+        self._pictures = set()
         self.score_thr = score_thr
         self.classes: Sequence[str] = dataset_meta['classes']
         self._visualizer = DetLocalVisualizer()
@@ -121,19 +122,23 @@ class Results:
             image: The :class:`~sasa_det.cli.images.Image`.
             found: The result of ``mmdet.apis.inference_detector`` for it.
         """
+        from matplotlib import rc_context
+
         image_id = len(self.images) + 1
         height, width = image.pixels.shape[:2]
         instances = found.pred_instances.cpu()
         # mmdet draws and stores RGB.
-        self._visualizer.add_datasample(
-            'image',
-            image.pixels[..., ::-1],
-            found,
-            draw_gt=False,
-            show=False,
-            pred_score_thr=self.score_thr,
-            out_file=str(self.folder / 'pictures' / image.name.with_suffix('.jpg')),
-        )
+        # A name of a class may have a `$` in it, which is no formula.
+        with rc_context({'text.parse_math': False}):
+            self._visualizer.add_datasample(
+                'image',
+                image.pixels[..., ::-1],
+                found,
+                draw_gt=False,
+                show=False,
+                pred_score_thr=self.score_thr,
+                out_file=str(self.folder / 'pictures' / self._picture_name(image.name)),
+            )
         self.drawn += int((instances.scores >= self.score_thr).sum())
         self.images.append(
             dict(id=image_id, file_name=image.name.as_posix(), height=height, width=width)
@@ -150,6 +155,14 @@ class Results:
                 score=score,
             )
             self.boxes.append(entry if mask is None else dict(entry, segmentation=mask))
+
+    def _picture_name(self, name: Path) -> Path:
+        """Choose a picture's name; a.jpg and a.png are two images, and get two pictures."""
+        picture = name.with_suffix('.jpg')
+        if picture in self._pictures:
+            picture = name.with_name(f'{name.name}.jpg')
+        self._pictures.add(picture)
+        return picture
 
     def write(self) -> None:
         """Write results.json and images.json."""

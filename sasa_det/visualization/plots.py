@@ -5,7 +5,7 @@ from typing import Optional, Sequence
 import cv2
 import mmcv
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -72,6 +72,8 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
+# A name of a class or a file may have a `$` in it, which is no formula.
+@rc_context({'text.parse_math': False})
 def draw_precision_recall(evaluation: COCOeval) -> Figure:
     """Draw precision against recall at IoU 0.50 and 0.75: each class faint, their mean bold.
 
@@ -101,6 +103,7 @@ def draw_precision_recall(evaluation: COCOeval) -> Figure:
     return figure
 
 
+@rc_context({'text.parse_math': False})
 def draw_detections(
     truth: Truth, predictions: Sequence[dict], count: int = 8, score_thr: float = 0.3
 ) -> Figure:

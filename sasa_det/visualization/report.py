@@ -8,6 +8,7 @@ import datetime
 import json
 import shlex
 import sys
+from base64 import b64encode
 from pathlib import Path
 from typing import List, Optional, Sequence, Tuple, Union
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from mmengine.config import Config, DictAction
 from torch import nn
 
 from ..checkpoints.detector import load_detector
+from ..checkpoints.loading import load_from_local
 from ..evaluation.attention_maps import attention_layers, attention_maps
 from ..evaluation.coco_numbers import (
     Truth,
@@ -67,7 +69,9 @@ PICTURES = {
         'sees from there. Right: the window alone, once per head; brighter cells weigh more, on '
         'one scale for the row, and the weights of a head add up to one. The cell of the query '
         'itself is outlined. A dashed line is the edge of the image; with zero borders the cells '
-        'beyond it carry weight too.',
+        "beyond it carry weight too. With init='neighbours' each head starts at one cell beside its own, as a "
+        'convolution would. Content moves the weights as training goes on, so after a short training most of '
+        'a weight is still on one cell.',
     ),
 }
 
@@ -129,7 +133,8 @@ def write_report(
 
     page = report.folder / 'index.html'
     commands = commands or _commands(config_file, checkpoint, predictions, work_dir)
-    page.write_text(_page(report, config_file, checkpoint, truth, model, log, commands))
+    iterations = report.attempt('', _iterations, checkpoint) if model else None
+    page.write_text(_page(report, config_file, checkpoint, truth, model, log, commands, iterations))
     return page, report.errors
 
 
@@ -157,11 +162,31 @@ class _Report:
 
     def draw(self, name, function, *args):
         """Draw and save a picture."""
-        figure = self.attempt(f'{name}: ', function, *args)
-        if figure:
+        try:
+            figure = function(*args)
             figure.savefig(self.folder / name, dpi=110)
-            heading, alt, caption = PICTURES[name]
-            self.pictures.append({'file': name, 'heading': heading, 'alt': alt, 'caption': caption})
+        except Exception as error:  # matplotlib has errors of many kinds; none may cost the page
+            (self.folder / name).unlink(missing_ok=True)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.errors.append(f'{name}: {reason}')
+            return
+        heading, alt, caption = PICTURES[name]
+        # Within the page too, which may be sent alone.
+        source = b64encode((self.folder / name).read_bytes()).decode()
+        self.pictures.append(
+            dict(
+                file=name,
+                source=f'data:image/png;base64,{source}',
+                heading=heading,
+                alt=alt,
+                caption=caption,
+            )
+        )
+
+
+def _iterations(checkpoint) -> Optional[int]:
+    """The number of iterations that a checkpoint was trained for, where it says so."""
+    return load_from_local(str(checkpoint), 'cpu').get('meta', {}).get('iter')
 
 
 def _read_log(report: _Report):
@@ -212,17 +237,15 @@ def _commands(config, checkpoint, predictions, work_dir, options=None) -> str:
     tail = ' '.join([' --cfg-options', *options]) if options else ''
     return '\n'.join(
         (
-            'TOOLS=$(python -c "import mmdet; print(mmdet.__path__[0])")/.mim/tools',
-            f'python $TOOLS/train.py {config} --work-dir {work_dir}{tail}',
-            f'python $TOOLS/test.py {config} {checkpoint} --work-dir {work_dir} '
-            f'--out {predictions}{tail}',
+            f'sasa-det train {config} --work-dir {work_dir}{tail}',
+            f'sasa-det test {config} {checkpoint} --work-dir {work_dir} --out {predictions}{tail}',
             f'sasa-det report {config} {checkpoint} --predictions {predictions} '
             f'--work-dir {work_dir}{tail}',
         )
     )
 
 
-def _page(report, config_file, checkpoint, truth, model, log, commands) -> str:
+def _page(report, config_file, checkpoint, truth, model, log, commands, iterations) -> str:
     facts = [(name, _text(report.numbers[name])) for name in ('AP', 'AP50') if report.numbers]
     if model:
         facts.append(('parameters', f'{sum(p.numel() for p in model.parameters()):,}'))
@@ -231,7 +254,8 @@ def _page(report, config_file, checkpoint, truth, model, log, commands) -> str:
     if log:
         duration = datetime.timedelta(seconds=round(log.seconds))
         facts.append(('training time (h:mm:ss), without validation', str(duration)))
-        facts.append(('iterations', f'{log.train[-1]["step"]:,}'))
+        # The log has every tenth or so; the checkpoint knows the last.
+        facts.append(('iterations', f'{iterations or log.train[-1]["step"]:,}'))
     name = Path(config_file).stem
     lead = f'Trained with {Path(config_file).name}, weights of {Path(checkpoint).name}'
     if truth:
@@ -248,8 +272,26 @@ def _page(report, config_file, checkpoint, truth, model, log, commands) -> str:
         per_class=classes,
         pictures=report.pictures,
         commands=commands,
+        next_steps=_next_steps(config_file, checkpoint),
         links=_links(report.folder, config_file, log),
     )
+
+
+def _next_steps(config_file, checkpoint) -> List[Tuple[str, str]]:
+    """Name what a reader may want to do now, and by which command."""
+    config, checkpoint = shlex.quote(str(config_file)), shlex.quote(str(checkpoint))
+    compare = f'sasa-det compare {config} convolution.py --work-dir work_dirs/compare'
+    if Path(config_file).stem == 'retinanet_sasa-tiny_digits':
+        compare = compare.replace('convolution.py', 'retinanet_tiny_digits')
+    return [
+        ('see where each head looks from a pixel that you click', f'sasa-det explore {checkpoint}'),
+        (
+            'detect in images of yours',
+            f'sasa-det predict IMAGES --checkpoint {checkpoint} --out found',
+        ),
+        ('compare it with convolution, over three seeds', compare),
+        ('train on data of yours', 'sasa-det coco-config DATA --out my_config.py'),
+    ]
 
 
 def _links(folder: Path, config_file: str, log) -> List[Tuple[str, str]]:

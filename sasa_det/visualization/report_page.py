@@ -33,6 +33,7 @@ figure { margin: 1rem 0 0 }
 img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line);
   border-radius: 4px }
 figcaption { max-width: 46rem; margin-top: .6rem }
+dl.next dt { color: var(--soft) } dl.next dd { margin: 0 0 .7rem; overflow-wrap: anywhere }
 pre { overflow-x: auto; padding: .9rem 1rem; background: #f4f6f9; border-radius: 4px;
   font-size: .85rem }
 ul.missing { background: #fff6e0; border-left: 4px solid #d79b00; margin: 1.4rem 0;
@@ -73,12 +74,18 @@ small, medium and large objects (areas to 32², to 96², and above).
 {% for picture in pictures %}
 <h2>{{ picture.heading }}</h2>
 <figure>
-<a href="{{ picture.file }}"><img src="{{ picture.file }}" alt="{{ picture.alt }}"></a>
+<a href="{{ picture.file }}"><img src="{{ picture.source }}" alt="{{ picture.alt }}"></a>
 <figcaption>{{ picture.caption }}</figcaption>
 </figure>
 {% endfor %}
 <h2>Repeat it</h2>
 <pre><code>{{ commands }}</code></pre>
+{% if next_steps %}
+<h2>Go on</h2>
+<dl class="next">
+{% for what, command in next_steps %}<dt>{{ what }}</dt><dd><code>{{ command }}</code></dd>
+{% endfor %}</dl>
+{% endif %}
 <p>{% for name, href in links %}
 <a href="{{ href }}">{{ name }}</a>{{ ' · ' if not loop.last }}
 {% endfor %}</p>
@@ -93,15 +100,16 @@ def render_page(**content: Any) -> str:
 
     Args:
         **content: The texts title, lead and commands; the list of lines missing; facts, pairs of
-            name and value; links, pairs of name and address. Also numbers and per_class, from name
-            to text, and pictures, dicts of file, heading, alt and caption.
+            name and value; links, pairs of name and address; next_steps, pairs of purpose and
+            command. Also numbers and per_class, from name to text, and pictures, dicts of file,
+            source, heading, alt and caption.
 
     Returns:
         HTML; all text is escaped.
 
     Examples:
         >>> page = render_page(title='a < b', lead='', missing=[], facts=[], numbers={},
-        ...                    per_class={}, pictures=[], commands='', links=[])
+        ...                    per_class={}, pictures=[], commands='', next_steps=[], links=[])
         >>> '<h1>a &lt; b</h1>' in page
         True
     """

@@ -147,6 +147,17 @@ def test_files_of_one_name_do_not_overwrite_each_other(images):
     assert shapes == [(64, 96, 3), (50, 50, 3), (50, 50, 3)]
 
 
+def test_images_of_one_name_get_a_picture_each(trained, tmp_path):
+    (tmp_path / 'images').mkdir()
+    for name, value in (('a.jpg', 0), ('a.png', 255), ('b.png', 128)):
+        cv2.imwrite(str(tmp_path / 'images' / name), np.full((40, 50, 3), value, np.uint8))
+    assert predict(tmp_path / 'images', checkpoint=trained, out=tmp_path / 'found') == 0
+    pictures = {path.name: path for path in (tmp_path / 'found' / 'pictures').iterdir()}
+    assert pictures.keys() == {'a.jpg', 'a.png.jpg', 'b.jpg'}
+    brightness = [cv2.imread(str(pictures[name])).mean() for name in sorted(pictures)]
+    assert brightness[0] < brightness[2] < brightness[1]
+
+
 class TestErrorsOfTheOutsideWorld:
     """One message that names the file, and exit status 2."""
 

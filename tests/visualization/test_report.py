@@ -1,8 +1,10 @@
+import base64
 import json
 from html.parser import HTMLParser
 
 import matplotlib.image
 import pytest
+import torch
 from mmengine.config import Config
 
 from sasa_det.evaluation.coco_numbers import coco_numbers, evaluate, load_truth
@@ -14,13 +16,17 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.images, self.links, self.text = {}, [], ''
+        self.images, self.links, self.text, self.folder = {}, [], '', path.parent
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if tag == 'img':
-            self.images[attrs['src']] = attrs['alt']
+            assert attrs['src'].startswith('data:image/png;base64,')
+            # The picture that a link is around.
+            self.images[self.links[-1]] = attrs['alt']
+            embedded = base64.b64decode(attrs['src'].partition(',')[2])
+            assert embedded == (self.folder / self.links[-1]).read_bytes()
         if tag == 'a':
             self.links.append(attrs['href'])
 
@@ -62,7 +68,8 @@ def test_everything(make_config, checkpoint, pickled, predictions, work_dir, cap
     for name in ('AP', 'AP50', 'AP75', 'AR100'):
         assert f'{numbers[name]:.3f}' in page.text
     assert '0:01:00' in page.text  # 30 iterations of 2 s
-    assert f'test.py {config} {weights} --work-dir {work_dir} --out {pickled}' in page.text
+    assert f'sasa-det test {config} {weights} --work-dir {work_dir} --out {pickled}' in page.text
+    assert f'sasa-det explore {weights}' in page.text
     assert 'http' not in path.read_text()  # works offline
 
 
@@ -141,3 +148,39 @@ def test_options_override_the_config(make_config, checkpoint, pickled, work_dir,
 def test_a_missing_config_is_named(tmp_path, capsys):
     assert main(['none.py', 'a.pth', '--predictions', 'a.pkl', '--work-dir', str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith('error: none.py: not a config')
+
+
+def test_the_iterations_are_those_of_the_checkpoint(make_config, checkpoint, pickled, work_dir):
+    """The log has every tenth."""
+    config = make_config()
+    weights = checkpoint(config)
+    saved = torch.load(weights, weights_only=True)
+    saved.setdefault('meta', {})['iter'] = 34567
+    torch.save(saved, weights)
+    path, errors = write_report(config, weights, pickled, work_dir)
+    assert not errors and '34,567' in Page(path).text
+
+
+@pytest.mark.parametrize('name', [r'$\foo$', '$', '$$', r'\frac'])
+def test_names_are_no_formulas(make_config, checkpoint, pickled, work_dir, data_root, name):
+    path = data_root / 'annotations' / 'instances_val.json'
+    content = json.loads(path.read_text())
+    content['categories'][0]['name'] = name
+    path.write_text(json.dumps(content))
+    config = Config.fromfile(make_config())
+    config.test_dataloader.dataset.metainfo.classes = (name, 'dog', 'owl')
+    weights = checkpoint(make_config())
+    page, errors = write_report(config, weights, pickled, work_dir)
+    assert not errors and list(Page(page).images) == list(PICTURES)
+
+
+def test_a_picture_that_fails_does_not_cost_the_page(
+    make_config, checkpoint, pickled, work_dir, monkeypatch
+):
+    def fail(*args):
+        raise RuntimeError('no such colour\nand more')
+
+    monkeypatch.setattr('sasa_det.visualization.report.draw_detections', fail)
+    page, errors = write_report(make_config(), checkpoint(make_config()), pickled, work_dir)
+    assert errors == ['detections.png: no such colour']
+    assert list(Page(page).images) == [name for name in PICTURES if name != 'detections.png']
