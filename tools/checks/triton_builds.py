@@ -27,9 +27,9 @@ from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sasa_det.ops.backends import triton as backend
 from sasa_det.ops.backends import triton_kernels
-from sasa_det.ops.window import Window
+from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
+from sasa_det.ops.window import Window, empty_output
 
 # Bytes of shared memory that one program may take, CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -78,7 +78,7 @@ def launches(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     fused = empty(1, 3 * heads * depth, *size).contiguous(memory_format=layout)
     q, k, v = fused.chunk(3, 1)
-    g, o, gq, gk, gv = (backend.empty_output(q) for _ in range(5))
+    g, o, gq, gk, gv = (empty_output(q) for _ in range(5))
     if not key:
         k = gk = None
     logsumexp = torch.empty(1, heads, *size, device='meta')
@@ -89,10 +89,8 @@ def launches(
     options = Window(window, heads, dilation=dilation, border=border)
     with multiply_by_tf32(tf32):
         return [
-            backend.forward_launch(q, k, v, row, col, o, logsumexp, options),
-            *backend.backward_launches(
-                g, q, k, v, row, col, logsumexp, gq, gk, gv, partial, options
-            ),
+            forward_launch(q, k, v, row, col, o, logsumexp, options),
+            *backward_launches(g, q, k, v, row, col, logsumexp, gq, gk, gv, partial, options),
         ]
 
 

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sasa_det.layers import LocalSelfAttention2d
 from sasa_det.ops import local_attention
-from sasa_det.ops.backends import triton
 from sasa_det.ops.backends.reference import window_logits
+from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
 from sasa_det.ops.window import Window
 
 pytestmark = [
@@ -243,10 +243,8 @@ def test_another_image_size_compiles_nothing_anew(backend):
         output, logsumexp = torch.empty_like(q), torch.empty(shape[0], 4, *shape[2:])
         window = Window(kernel_size=7, num_heads=4)
         partial = logsumexp.new_empty(1)
-        launches = triton.backward_launches(
-            output, q, k, v, row, col, logsumexp, q, k, v, partial, window
-        )
-        launches.append(triton.forward_launch(q, k, v, row, col, output, logsumexp, window))
+        launches = backward_launches(output, q, k, v, row, col, logsumexp, q, k, v, partial, window)
+        launches.append(forward_launch(q, k, v, row, col, output, logsumexp, window))
         return [
             {
                 name: x if name.isupper() or name.startswith('num_w') else x == 1
