@@ -14,10 +14,10 @@ from torch import Tensor
 from ..window import Window, empty_logsumexp, empty_output
 from .triton_launches import (
     backward_launches,
-    empty_partial,
+    empty_rel_partials,
     forward_launch,
     load_kernels,
-    sum_partial,
+    sum_rel_partials,
 )
 
 # What the kernels are compiled and tested for.
@@ -92,7 +92,7 @@ def forward(
 ) -> Tuple[Tensor, Tensor]:
     """Compute the attention; arguments and results as in :func:`sasa_det.ops.backends.eager.forward`.
 
-    But for the log-sum-exp, which is in units of log 2 here: only :func:`backward` reads it.
+    But for the log-sum-exp, which is to base 2, see ``triton_kernels.py``: only :func:`backward` reads it.
     """
     output = empty_output(query)
     logsumexp = empty_logsumexp(query, window.num_heads)
@@ -113,9 +113,11 @@ def backward(
     window: Window,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.backends.eager.backward`."""
-    partial = None if rel_row is None else empty_partial(query, rel_row, window, logsumexp.dtype)
+    partials = None
+    if rel_row is not None:
+        partials = empty_rel_partials(query, rel_row, window, logsumexp.dtype)
     if query.numel():
         inputs = (grad, query, key, value, rel_row, rel_col, logsumexp)
-        for launch in backward_launches(*inputs, *grad_maps, partial, window):
+        for launch in backward_launches(*inputs, *grad_maps, partials, window):
             launch.run()
-    return (None, None) if partial is None else sum_partial(partial, rel_row)
+    return (None, None) if partials is None else sum_rel_partials(partials, rel_row)
