@@ -27,9 +27,9 @@ from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sasa_det.ops.backends import triton as backend
 from sasa_det.ops.backends import triton_kernels
-from sasa_det.ops.window import Window
+from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
+from sasa_det.ops.window import Window, empty_output
 
 # Bytes of shared memory that one program may take, CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -78,21 +78,19 @@ def launches(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     fused = empty(1, 3 * heads * depth, *size).contiguous(memory_format=layout)
     q, k, v = fused.chunk(3, 1)
-    g, o, gq, gk, gv = (backend.empty_output(q) for _ in range(5))
+    o, do, dq, dk, dv = (empty_output(q) for _ in range(5))
     if not key:
-        k = gk = None
+        k = dk = None
     logsumexp = torch.empty(1, heads, *size, device='meta')
-    row = col = partial = None
+    row = col = partials = None
     if positions:
         row, col = empty(2, 1 if positions == 'shared' else heads, depth // 2, window)
-        partial = torch.empty(1, device='meta')
+        partials = torch.empty(1, device='meta')
     options = Window(window, heads, dilation=dilation, border=border)
     with multiply_by_tf32(tf32):
         return [
-            backend.forward_launch(q, k, v, row, col, o, logsumexp, options),
-            *backend.backward_launches(
-                g, q, k, v, row, col, logsumexp, gq, gk, gv, partial, options
-            ),
+            forward_launch(q, k, v, row, col, o, logsumexp, options),
+            *backward_launches(do, q, k, v, row, col, logsumexp, dq, dk, dv, partials, options),
         ]
 
 
@@ -170,7 +168,7 @@ def main() -> None:
         for launch in launches(getattr(torch, dtype), depth, window, **VARIANTS[variant]):
             used = build(launch, capability)
             arguments = launch.arguments
-            tile = f'{arguments["ROWS"]} x {arguments["COLS"]}'
+            tile = f'{arguments["TILE_H"]} x {arguments["TILE_W"]}'
             name = launch.kernel.removesuffix('_kernel')
             rows.append((*case, name, tile, arguments['num_warps'], *used.values()))
             if used['spilt'] > TOLERATED or used['shared'] > SHARED[capability]:

@@ -4,6 +4,7 @@ What holds for every backend is written down in test_backends.py and test_librar
 checks on fewer cases. test_triton_gpu.py has what takes a GPU.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -24,8 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sasa_det.layers import LocalSelfAttention2d
 from sasa_det.ops import local_attention
-from sasa_det.ops.backends import triton
 from sasa_det.ops.backends.reference import window_logits
+from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
 from sasa_det.ops.window import Window
 
 pytestmark = [
@@ -39,7 +40,7 @@ SMALL_OPTIONS = [replace(case, batch=1, size=(3, 4)) for case in OPTIONS if case
     Case(num_heads=1, batch=1, size=(3, 4), dilation=2, border=border, key=key, positions='shared')
     for border, key in (('zeros', True), ('mask', False))
 ]
-# Several tiles down and across, maps smaller than the window, each span of keys, odd depths, two images.
+# Several tiles down and across, maps smaller than the window, each block of keys, odd depths, two images.
 SMALL_SIZES = [
     replace(case, num_heads=1)
     for case in (
@@ -242,16 +243,16 @@ def test_another_image_size_compiles_nothing_anew(backend):
         row, col = torch.zeros(2, 1, shape[1] // 8, 7).to(torch.bfloat16)
         output, logsumexp = torch.empty_like(q), torch.empty(shape[0], 4, *shape[2:])
         window = Window(kernel_size=7, num_heads=4)
-        partial = logsumexp.new_empty(1)
-        launches = triton.backward_launches(
-            output, q, k, v, row, col, logsumexp, q, k, v, partial, window
+        partials = logsumexp.new_empty(1)
+        launches = backward_launches(
+            output, q, k, v, row, col, logsumexp, q, k, v, partials, window
         )
-        launches.append(triton.forward_launch(q, k, v, row, col, output, logsumexp, window))
+        launches.append(forward_launch(q, k, v, row, col, output, logsumexp, window))
         return [
             {
                 name: x if name.isupper() or name.startswith('num_w') else x == 1
                 for name, x in launch.arguments.items()
-                if not isinstance(x, torch.Tensor) and not name.endswith(('_b', '_h'))
+                if not isinstance(x, torch.Tensor) and not re.fullmatch('stride_.+[bh]', name)
             }
             for launch in launches
         ]
