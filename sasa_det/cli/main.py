@@ -3,6 +3,7 @@
 import argparse
 import sys
 import warnings
+from functools import partial
 from typing import Optional, Sequence
 
 from . import check_data, configs, explain, explore, export, hand_over, predict
@@ -34,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog='sasa-det',
         description='Stand-alone self-attention in object detectors.',
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=20),
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -93,10 +93,18 @@ def count_costs(model: nn.Module, *inputs, **options) -> Costs:
         Costs(parameters=224, paper_flops=43200, flops=43200)
     """
     macs = []
+    # An attention layer counts its projections itself.
+    counted = {
+        part
+        for module in model.modules()
+        if isinstance(module, (LocalSelfAttention2d, AttentionStem))
+        for part in module.children()
+        if isinstance(part, nn.Linear)
+    }
     hooks = [
         module.register_forward_hook(_hook(_COUNTS[type(module)], macs))
         for module in model.modules()
-        if type(module) in _COUNTS
+        if type(module) in _COUNTS and module not in counted
     ]
     try:
         with torch.no_grad():

@@ -96,6 +96,12 @@ class SASAResNet(ResNet):
             raise ValueError(f'stem_cfg is for the attention stems, but stem is {stem!r}')
         if STEMS[stem] is not None and kwargs.get('deep_stem'):
             raise ValueError(f"deep_stem is for stem='conv', but stem is {stem!r}")
+        conv_cfg = kwargs.get('conv_cfg')
+        if conv_cfg is not None and conv_cfg.get('type') == 'SASA':
+            raise ValueError(
+                f'conv_cfg={dict(conv_cfg)} would replace the stem and what is 1x1 as well: give attn_cfg=dict('
+                "kernel_size=7, num_heads=8), SASAResNet's own argument"
+            )
         check_keys('stem_cfg', stem_cfg, STEM_ARGUMENTS)
         self.stem_values, self.stem_cfg = STEMS[stem], stem_cfg or {}
         self.attn_cfgs = _stage_cfgs(attn_stages, attn_cfg, num_stages)

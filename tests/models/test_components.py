@@ -155,6 +155,10 @@ class TestSASAResNet:
                 dict(attn_cfg=[ATTN, ATTN, None, ATTN], attn_stages=(True,) * 4),
                 'has stage 3 attend, but its attn_cfg is None',
             ),
+            (
+                dict(conv_cfg=dict(type='SASA', kernel_size=7)),
+                r'conv_cfg=.* would replace the stem .* give attn_cfg=dict',
+            ),
             (dict(attn_cfg='SASA'), "attn_cfg must be a dict or None, but is 'SASA'"),
             (
                 dict(attn_cfg=dict(kernel=7)),

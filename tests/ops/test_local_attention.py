@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sasa_det.ops import available_backends, local_attention
+from sasa_det.ops.backends import choice
 
 X = torch.zeros(1, 8, 5, 6)
 TABLE = torch.zeros(1, 2, 3)
@@ -88,6 +89,19 @@ def test_auto_says_at_debug_level_what_it_takes_and_why(caplog):
     (record,) = caplog.records
     fastest = next(name for name in ('native', 'eager') if available_backends()[name] is None)
     assert f'takes {fastest}; not triton: ' in record.getMessage()
+
+
+def test_a_slow_choice_is_told_once(caplog):
+    """A window of 129 took eager in silence, some hundred times as long as one of 127."""
+    x = torch.zeros(1, 2, 1, 1)
+    choice._warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger='sasa_det'):
+        for _ in range(2):
+            local_attention(x, x, x, kernel_size=129, num_heads=1)
+        local_attention(x, x, x, kernel_size=129, num_heads=1, backend='eager')
+    (record,) = caplog.records
+    assert 'computes in plain PyTorch, which is slow: native: ' in record.getMessage()
+    choice._warn_once.cache_clear()
 
 
 def test_available_backends_names_a_reason():

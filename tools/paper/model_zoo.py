@@ -17,7 +17,7 @@ import yaml
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from sasa_det.configs import CONFIGS
+from sasa_det.configs import CONFIGS, read_config
 from sasa_det.evaluation.costs import Costs, build_model, count_costs
 from sasa_det.experiments.compare import Entry, draw_on
 
@@ -242,8 +242,12 @@ def draw_measured() -> Figure:
     measured = load_measured()
     panels = {}
     for folder, family in FAMILIES.items():
-        names = {path.stem for path in (CONFIGS / folder).glob('*.py')}
-        entries = [entry for name, entry in measured.items() if name in names]
+        entries = [
+            measured[path.stem]
+            for path in sorted((CONFIGS / folder).glob('*.py'))
+            # Of another batch, a row would not compare.
+            if path.stem in measured and measured[path.stem].batch_size == _batch_size(path)
+        ]
         if entries:
             panels[family.data] = entries
     figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
@@ -253,6 +257,10 @@ def draw_measured() -> Figure:
         draw_on(axes, entries)
         axes.set_title(data)
     return figure
+
+
+def _batch_size(path: Path) -> int:
+    return read_config(path).train_dataloader.batch_size
 
 
 def write(root: Path) -> List[str]:

@@ -59,6 +59,12 @@ def logs_choices() -> bool:
     return logger.isEnabledFor(logging.DEBUG)
 
 
+@cache
+def _warn_once(why: str) -> None:
+    """Say that tiled PyTorch computes where there would be kernels; it may take many times as long."""
+    logger.warning('local_attention computes in plain PyTorch, which is slow: %s', why)
+
+
 def choose_backend(requested: str, query: Tensor, window: Window):
     """Return the module of the backend that computes this input.
 
@@ -81,6 +87,13 @@ def choose_backend(requested: str, query: Tensor, window: Window):
             if requested == 'auto' and logs_choices():
                 others = ''.join(f'; not {refusal}' for refusal in refusals)
                 logger.debug('local_attention on %s takes %s%s', query.device, name, others)
+            if requested == 'auto' and name == 'eager' and query.device.type in DEVICES.values():
+                slow = [
+                    each
+                    for each in refusals
+                    if DEVICES[each.partition(':')[0]] == query.device.type
+                ]
+                _warn_once('; '.join(slow))
             return _module(name)
         refusals.append(f'{name}: {reason}')
     raise RuntimeError(

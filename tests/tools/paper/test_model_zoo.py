@@ -86,7 +86,9 @@ def test_the_plot_has_each_mean_at_its_flops(tmp_path, monkeypatch):
         for container in axes.containers
     }
     assert drawn == {
-        (entry.label, entry.costs.flops / 1e9): entry.mean('AP') for entry in measured.values()
+        (entry.label, entry.costs.flops / 1e9): entry.mean('AP')
+        for entry in measured.values()
+        if entry.batch_size in (4, 8)  # their configs' own
     }
     monkeypatch.setattr(model_zoo, 'write', lambda root: [])
     assert model_zoo.main(['--plot', str(tmp_path / 'measured.png')]) == 0
