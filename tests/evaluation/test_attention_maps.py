@@ -7,6 +7,7 @@ from torch import nn
 
 from sasa_det.evaluation.attention_maps import attention_layers, attention_maps, layer_strides
 from sasa_det.layers import LocalSelfAttention2d
+from sasa_det.layers.projection import project_by
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_weights_are_those_of_the_layers_forward():
     layer = model[1]
     (found,) = attention_maps(model, image, points=[(16, 12)])
     x = model[0](image)
-    values = layer.value(x)[0, :, 8 - 3 : 8 + 4, 6 - 3 : 6 + 4].reshape(2, 4, 7, 7)
+    values = project_by(layer.value, x)[0, :, 8 - 3 : 8 + 4, 6 - 3 : 6 + 4].reshape(2, 4, 7, 7)
     expected = torch.einsum('hij,hcij->hc', found.weights[0], values).flatten()
     torch.testing.assert_close(model(image)[0, :, 8, 6], expected)
 
