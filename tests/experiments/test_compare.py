@@ -105,7 +105,9 @@ def test_a_run_goes_on_where_it_was_interrupted_and_is_not_done_twice(
     content = json.loads((folder / 'compare.json').read_text())
     assert [entry['config'] for entry in content] == [TINY.stem]
     assert content[0]['results'] == {'3': result}
-    assert f'| {TINY.stem} | 1 | 2 | 8 | {result["AP"]:.1f} |' in (folder / 'compare.md').read_text()
+    assert (
+        f'| {TINY.stem} | 1 | 2 | 8 | {result["AP"]:.1f} |' in (folder / 'compare.md').read_text()
+    )
     for name in ('compare.png', 'training.png'):
         assert (folder / name).stat().st_size > 5000
 
