@@ -29,7 +29,7 @@ from .training_run import RunFailed, TrainingRun
 
 COLUMNS = dict(
     AP='AP', AP50='AP50', AP75='AP75', train_seconds='training, s', train_mb='training, MB',
-    test_ms='inference, ms an image', test_mb='inference, MB',
+    test_ms='inference, ms per image', test_mb='inference, MB',
 )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def draw_on(axes: Axes, entries: Sequence[Entry]) -> None:
                 capsize=4,
                 label=entry.label or entry.name,
             )
-    axes.set(xlabel='GFLOPs an image, a multiply-add as two', ylabel='AP')
+    axes.set(xlabel='GFLOPs per image; a multiply-add counts as two', ylabel='AP')
     axes.grid(alpha=0.3)
     if axes.containers:
         axes.legend(fontsize='small')
