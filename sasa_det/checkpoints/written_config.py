@@ -1,6 +1,7 @@
 """With which config was a checkpoint trained? Its text is read as literals and never run."""
 
 import ast
+import re
 from pathlib import Path
 from typing import List, Mapping, Optional
 
@@ -84,10 +85,30 @@ def config_beside(path) -> Config:
             f'{path}: of the configs beside it, {how_many} is the one that it was trained with; there are: '
             f'{names}. Name the config by --config'
         )
+    _check_types(found[0].to_dict(), found[0].filename)
     imports = found[0].get('custom_imports')
     if imports:
         import_modules_from_strings(**imports)
     return found[0]
+
+
+def _check_types(value, file: str) -> None:
+    """Refuse a type that no registry holds: mmengine would import what it names, and call it."""
+    if isinstance(value, Mapping):
+        name = value.get('type')
+        if (
+            isinstance(name, str)
+            and name.count('.')
+            and not re.fullmatch(r'mm\w+\.\w+|sasa_det\.\w+', name)
+        ):
+            raise ValueError(
+                f'{file}: type={name!r} is no name of a registry; if you trust the file, name it by --config'
+            )
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for item in value:
+        _check_types(item, file)
 
 
 def plain(value):
@@ -112,4 +133,9 @@ def _literal(node):
         return [_literal(item) for item in node.elts]
     if isinstance(node, ast.Tuple):
         return tuple(_literal(item) for item in node.elts)
+    # mmengine writes numbers as Python prints them.
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_literal(node.operand)
+    if isinstance(node, ast.Name) and node.id in ('inf', 'nan'):
+        return float(node.id)
     return ast.literal_eval(node)

@@ -94,7 +94,8 @@ def projected_attention(
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
     # Tracers, compilers and transforms do not see into an autograd.Function, nor into an `out=`.
-    followed = torch.jit.is_tracing() or _is_compiling() or is_transformed()
+    dual = torch.autograd.forward_ad._current_level >= 0
+    followed = torch.jit.is_tracing() or _is_compiling() or is_transformed() or dual
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and not followed and options['backend'] != 'reference':
         return _ProjectedAttention.apply(*inputs, len(weights), options)

@@ -94,8 +94,9 @@ class LocalAttentionBackward(torch.autograd.Function):
         """Give the gradients of the output's gradient and of the inputs."""
         grad, *inputs = ctx.saved_tensors
         present = [x for x in inputs if x is not None]
-        _, pull_back = torch.func.vjp(_reference_backward(inputs, ctx.options), grad, *present)
-        of_grad, *of_present = pull_back(cotangents)
+        with torch.autocast(grad.device.type, enabled=False):
+            _, pull_back = torch.func.vjp(_reference_backward(inputs, ctx.options), grad, *present)
+            of_grad, *of_present = pull_back(cotangents)
         of_present = iter(of_present)
         of_inputs = [None if x is None else next(of_present) for x in inputs]
         return of_grad, *of_inputs, None, *[None] * len(ctx.options)
@@ -144,14 +145,16 @@ def _reference_backward(inputs: Inputs, options: tuple) -> Callable[..., tuple]:
 def _tangent(compute: Callable, primals: Inputs, tangents: Inputs):
     """Give the directional derivative of a function, as the transpose of its backward, which is linear."""
     pairs = [(x, tangent) for x, tangent in zip(primals, tangents) if x is not None]
-    output, pull_back = torch.func.vjp(compute, *(x for x, _ in pairs))
-    zeros = (
-        torch.zeros_like(output)
-        if isinstance(output, Tensor)
-        else tuple(map(torch.zeros_like, output))
-    )
-    _, transposed = torch.func.vjp(pull_back, zeros)
-    return transposed(tuple(torch.zeros_like(x) if t is None else t for x, t in pairs))[0]
+    given = tuple(torch.zeros_like(x) if tangent is None else tangent for x, tangent in pairs)
+    with torch.autocast(given[0].device.type, enabled=False):
+        output, pull_back = torch.func.vjp(compute, *(x for x, _ in pairs))
+        zeros = (
+            torch.zeros_like(output)
+            if isinstance(output, Tensor)
+            else tuple(map(torch.zeros_like, output))
+        )
+        _, transposed = torch.func.vjp(pull_back, zeros)
+        return transposed(given)[0]
 
 
 def _each_sample(function, info, in_dims, args):

@@ -94,7 +94,9 @@ def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_a
         _check_grad(f'grad_{name}', to, of)
     run = choose_backend(backend, query, window)
     inputs = (query, key, value, rel_row, rel_col)
-    grads = run.backward(grad, *inputs, logsumexp.contiguous(), maps, window)
+    # A backward may well run within autocast, which has cast what it casts in the forward.
+    with torch.autocast(query.device.type, enabled=False):
+        grads = run.backward(grad, *inputs, logsumexp.contiguous(), maps, window)
     return _some(query, grads)
 
 

@@ -71,3 +71,17 @@ def test_two_that_fit_are_named(checkpoint, config):
 )
 def test_only_literals_are_read(text):
     assert read_literals(text) is None
+
+
+def test_numbers_without_end_are_read():
+    assert read_literals('a = -inf') == {'a': float('-inf')}
+
+
+@pytest.mark.parametrize('kind', ['subprocess.Popen', 'os.system', 'mmengine.runner.Runner'])
+def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
+    """mmengine imports and calls what such a type names, so that literals are enough to run code."""
+    config.model.backbone = dict(type=kind, args=['touch', str(tmp_path / 'ran')])
+    torch.save({'state_dict': {}, 'meta': {'cfg': config.pretty_text}}, tmp_path / 'epoch_1.pth')
+    config.dump(tmp_path / 'config.py')
+    with pytest.raises(ValueError, match=f'config.py: type={kind!r} is no name of a registry'):
+        config_beside(tmp_path / 'epoch_1.pth')

@@ -174,3 +174,37 @@ def test_under_autocast():
         ours = grad(lambda x: layer(x).float().pow(2).sum())(x)
     assert ours.dtype == truth.dtype == torch.float32
     assert torch.allclose(ours, truth, rtol=0.05, atol=0.05)
+
+
+@fused
+@pytest.mark.parametrize('hooked', [False, True])
+def test_a_backward_within_autocast(backend, hooked):
+    """As `loss.backward()` inside of the `with` has it; the forward's cast does not reach it."""
+    x = torch.randn(1, 8, 4, 5)
+    layer = Block(backend).layer
+    if hooked:
+        layer.value.register_forward_hook(lambda module, args, output: output)
+    grads = []
+    for enabled in (True, False):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            (first,) = torch.autograd.grad(
+                layer(leaf).float().pow(2).sum(), leaf, create_graph=True
+            )
+            (second,) = torch.autograd.grad(first.pow(2).sum(), leaf)
+        grads.append((first.detach(), second))
+    for ours, truth in zip(*grads, strict=True):
+        assert torch.allclose(ours, truth, rtol=0.1, atol=0.1 * truth.abs().max().item())
+
+
+@fused
+@pytest.mark.parametrize('mode', [torch.enable_grad, torch.no_grad])
+def test_forward_mode_through_a_layer(mode, backend):
+    x, direction = torch.randn(2, 1, 8, 4, 5, dtype=torch.float64)
+    tangents = []
+    for name in (backend, 'reference'):
+        layer = Block(name, bias=True).double()
+        with forward_ad.dual_level(), mode():
+            output = layer(forward_ad.make_dual(x, direction))
+            tangents.append(forward_ad.unpack_dual(output).tangent)
+    assert torch.allclose(*tangents, rtol=1e-9, atol=1e-10)

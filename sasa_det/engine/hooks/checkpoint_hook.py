@@ -95,7 +95,8 @@ class WholeCheckpointHook(CheckpointHook):
         """
         # Only this runner's methods: outside of them mmengine's loaders are unchanged.
         for name in ('load_checkpoint', '_init_model_weights'):
-            setattr(runner, name, safe_loading()(getattr(runner, name)))
+            if hasattr(runner, name):  # a FlexibleRunner's strategy loads by itself
+                setattr(runner, name, safe_loading()(getattr(runner, name)))
         if not runner._resume or runner._load_from is not None:
             return
         damaged = []
