@@ -1,14 +1,14 @@
 """Which types may checkpoints hold beside tensors? Those of mmengine's logs, and no others."""
 
-import warnings
+import math
 from pickle import UnpicklingError
 from typing import Callable, List, Tuple, Union
 
 import numpy as np
 import torch
 
-# The dtypes of numbers in mmengine's logs: losses, metrics, times, counts.
-_LOGGED_DTYPES = ('f2', 'f4', 'f8', 'i4', 'i8', '?')
+# As numpy's pickles name them: booleans, integers and floats.
+_CODES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
 # Older versions of torch have no list of allowed types.
 ASKS = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6)
@@ -42,19 +42,89 @@ def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
     """
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    dtypes = {type(np.dtype(code)) for code in _LOGGED_DTYPES}
     allowed = [
         (HistoryBuffer, 'mmengine.logging.history_buffer.HistoryBuffer'),
         (_history_buffer_method, 'builtins.getattr'),
-        (np.ndarray, 'numpy.ndarray'),
-        (np.dtype, 'numpy.dtype'),
-        *((dtype, f'{dtype.__module__}.{dtype.__qualname__}') for dtype in dtypes),
+        (_Array, 'numpy.ndarray'),
+        (_Dtype, 'numpy.dtype'),
+        (_no_bytes, 'builtins.bytes'),
     ]
     # numpy 2 moved this module; a checkpoint uses the name of the numpy that wrote it.
-    for function in (_numpy_multiarray().scalar, _numpy_multiarray()._reconstruct):
-        for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
-            allowed.append((function, f'{module}.{function.__name__}'))
+    for module in ('numpy._core.multiarray', 'numpy.core.multiarray'):
+        allowed += [(_reconstruct, f'{module}._reconstruct'), (_scalar, f'{module}.scalar')]
     return allowed
+
+
+class _Dtype:
+    """Replace ``numpy.dtype``, which takes its flags and parts from the file.
+
+    With a file's own flags numpy follows pointers that the file brings along, within the unpickler.
+    """
+
+    def __init__(self, code, align=False, copy=True) -> None:
+        if not isinstance(code, str) or code not in _CODES:
+            raise UnpicklingError(
+                f'the checkpoint has numbers of type {code!r}, and may have {_CODES}'
+            )
+        self.real = np.dtype(code)
+
+    def __setstate__(self, state) -> None:
+        plain = isinstance(state, tuple) and all(x is None or type(x) in (int, str) for x in state)
+        if not plain or state[:1] + state[2:] != (3, None, None, None, -1, -1, 0):
+            raise UnpicklingError('the checkpoint has a type of numbers that numpy does not write')
+        if state[1] not in ('<', '|', '='):
+            raise UnpicklingError('the checkpoint has numbers of another byte order')
+
+    def __reduce__(self):
+        return self.real.__reduce__()
+
+
+class _Array(np.ndarray):
+    """Replace ``numpy.ndarray``: its content is the bytes of as many numbers as its shape has."""
+
+    def __new__(cls, *args, **kwargs):
+        raise UnpicklingError('the checkpoint makes an array in a way that numpy does not write')
+
+    def __setstate__(self, state) -> None:
+        _, shape, dtype, fortran, raw = state
+        dtype = _real(dtype)
+        whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        if not whole or type(raw) is not bytes or len(raw) != math.prod(shape) * dtype.itemsize:
+            raise UnpicklingError('the checkpoint has an array of another size than its content')
+        super().__setstate__((1, shape, dtype, bool(fortran), raw))
+
+    # Saved again, it is numpy's own.
+    def __reduce__(self):
+        return np.asarray(self).__reduce__()
+
+    def __reduce_ex__(self, protocol):
+        return np.asarray(self).__reduce_ex__(protocol)
+
+
+def _reconstruct(kind, shape, code) -> _Array:
+    """Replace numpy's function of this name, by which its pickles begin an array."""
+    if kind is not _Array:
+        raise UnpicklingError(f'the checkpoint has an array of type {kind!r}')
+    return np.ndarray.__new__(_Array, (0,), np.int8)
+
+
+def _scalar(dtype, raw):
+    """Replace numpy's function of this name, by which its pickles hold a single number."""
+    dtype = _real(dtype)
+    if type(raw) is not bytes or len(raw) != dtype.itemsize:
+        raise UnpicklingError('the checkpoint has a number of another size than its type')
+    return np.frombuffer(raw, dtype)[0]
+
+
+def _no_bytes() -> bytes:
+    """Replace ``bytes``, which pickle calls without arguments for the content of an empty array."""
+    return b''
+
+
+def _real(dtype) -> np.dtype:
+    if not isinstance(dtype, _Dtype):
+        raise UnpicklingError(f'the checkpoint has numbers of type {dtype!r}')
+    return dtype.real
 
 
 def _history_buffer_method(owner: type, name: str) -> Callable:
@@ -70,14 +140,3 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
         f'the checkpoint asks for attribute {name!r} of {owner!r}; only the statistics '
         "'min', 'max', 'current' and 'mean' of mmengine's HistoryBuffer may be loaded"
     )
-
-
-def _numpy_multiarray():
-    """Import numpy._core.multiarray, under its name in the installed numpy."""
-    try:
-        from numpy._core import multiarray
-    except ImportError:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)
-            from numpy.core import multiarray
-    return multiarray

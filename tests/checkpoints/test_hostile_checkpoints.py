@@ -2,10 +2,13 @@
 
 import random
 import re
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 
+import numpy as np
 import pytest
 import torch
 from mmdet.apis import init_detector
@@ -248,3 +251,126 @@ def test_damaged_files_of_the_old_format_are_named(tmp_path):
             load_from_local(path)
         except ValueError as error:
             assert str(path) in str(error)
+
+
+CODES = ('f2', 'f4', 'f8', 'i1', 'i4', 'i8', 'u1', '?')
+NUMBERS = [np.arange(6).reshape(2, 3).astype(code) for code in CODES]
+
+
+def test_numpy_arrays_and_scalars_load_and_are_saved_as_numpys_own(tmp_path):
+    values = [
+        *NUMBERS,
+        np.asfortranarray(NUMBERS[0]),
+        np.empty((0, 3)),
+        np.float64(1.5),
+        np.int64(-3),
+    ]
+    values += [np.bool_(True), np.array(2.5)]
+    torch.save({'values': values}, tmp_path / 'a.pth')
+    for _ in range(2):
+        found = load_from_local(tmp_path / 'a.pth')['values']
+        for ours, truth in zip(found, values, strict=True):
+            assert ours.dtype == truth.dtype and np.array_equal(ours, truth)
+        torch.save({'values': found}, tmp_path / 'a.pth')
+    # What was loaded and saved again asks for nothing of ours.
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(tmp_path / 'a.pth')
+    assert not any('sasa_det' in name for name in names)
+    assert b'sasa_det' not in (tmp_path / 'a.pth').read_bytes()
+
+
+def as_pickle(value, path):
+    """Write a file of torch whose pickle is this one, as a text of pickle's own words."""
+    torch.save({}, path)
+    with zipfile.ZipFile(path) as whole:
+        entries = {entry: whole.read(entry) for entry in whole.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED) as file:
+        for name, content in entries.items():
+            file.writestr(name, value if name.endswith('data.pkl') else content)
+
+
+def random_pickle(generator):
+    """Calls of what is allowed, with arguments and states of any kind: valid pickles, wrong content."""
+
+    def text(x):
+        return b'X' + len(x).to_bytes(4, 'little') + x.encode()
+
+    def number(x):
+        return b'J' + x.to_bytes(4, 'little', signed=True)
+
+    def group(*parts):
+        return b'(' + b''.join(parts) + b't'
+
+    def name(module, attribute):
+        return b'c' + f'{module}\n{attribute}\n'.encode()
+
+    def content():
+        size = generator.choice((0, 1, 8, 16, 64))
+        return name('_codecs', 'encode') + group(text('A' * size), text('latin1')) + b'R'
+
+    def dtype(depth=0):
+        code = generator.choice(('f8', 'i4', 'b1', 'O8', 'V8', 'U4', 'O'))
+        made = name('numpy', 'dtype') + group(text(code), b'\x89', b'\x88') + b'R'
+        if generator.random() < 0.6:
+            inner = [b'N', number(generator.choice((0, 8)))]
+            if depth < 2:
+                inner += [group(dtype(depth + 1), group(number(4))), dtype(depth + 1)]
+            state = [number(generator.choice((1, 3, 4))), text(generator.choice('|<>=O'))]
+            state += [generator.choice(inner) for _ in range(3)]
+            state += [number(generator.choice((-1, 0, 8, 2**30))) for _ in range(2)]
+            state.append(number(generator.choice((0, 1, 63, -1))))
+            made += group(*state) + b'b'
+        return made
+
+    def array():
+        shape = group(
+            *(
+                number(generator.choice((0, 1, 2, 8, -1, 2**30)))
+                for _ in range(generator.randint(0, 3))
+            )
+        )
+        if generator.random() < 0.3:
+            return name('numpy', 'ndarray') + group(shape, dtype(), content()) + b'R'
+        begun = name('numpy', 'ndarray'), group(number(0)), text('b')
+        made = name('numpy._core.multiarray', '_reconstruct') + group(*begun) + b'R'
+        return made + group(number(1), shape, dtype(), b'\x89', content()) + b'b'
+
+    def scalar():
+        return name('numpy._core.multiarray', 'scalar') + group(dtype(), content()) + b'R'
+
+    def buffer():
+        parts = (array(), array(), number(100))
+        return name('mmengine.logging.history_buffer', 'HistoryBuffer') + group(*parts) + b'R'
+
+    return b'\x80\x02' + generator.choice((dtype, array, scalar, buffer))() + b'.'
+
+
+LOAD_EACH = """
+import sys
+from pathlib import Path
+from sasa_det.checkpoints.loading import load_from_local
+
+outcomes = set()
+for path in sorted(Path(sys.argv[1]).glob('*.pth')):
+    try:
+        repr(load_from_local(path))
+        outcomes.add('loaded')
+    except ValueError as error:
+        assert str(path) in str(error)
+        outcomes.add('refused')
+print(*sorted(outcomes))
+"""
+
+
+def test_no_state_of_numpys_types_ends_the_process(tmp_path):
+    """A dtype of a file's own flags has numpy follow pointers that the file brings along."""
+    generator = random.Random(0)
+    for number in range(300):
+        as_pickle(random_pickle(generator), tmp_path / f'{number}.pth')
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', f'import sasa_det, mmengine\n{LOAD_EACH}', str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split()[-2:] == ['loaded', 'refused'] or done.stdout.split()[-1:] == [
+        'refused'
+    ]
