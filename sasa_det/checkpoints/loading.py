@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import barrier, get_dist_info
 from mmengine.runner.checkpoint import CheckpointLoader
 
+from . import restricted_pickle
 from .types import ASKS
 
 
@@ -72,7 +73,8 @@ def load_from_local(filename, map_location=None) -> dict:
         with warnings.catch_warnings():
             # Of the pickle's protocol: torch asks for an issue where this function refuses or reads.
             warnings.filterwarnings('ignore', message='Detected pickle protocol')
-            checkpoint = torch.load(path, map_location, weights_only=ASKS)
+            how = dict(weights_only=True) if ASKS else dict(pickle_module=restricted_pickle)
+            checkpoint = torch.load(path, map_location, **how)
     except UnpicklingError as error:
         raise ValueError(
             f'checkpoint {path} is refused, and nothing of it was run: {_what_it_asks(path, error)}'

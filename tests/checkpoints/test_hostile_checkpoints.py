@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -14,9 +15,11 @@ import torch
 from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, checkpoint
 
+from sasa_det.checkpoints import loading
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.checkpoints.fit import describe_misfit, find_fitting_config, shapes
 from sasa_det.checkpoints.loading import load_from_local, safe_loading
@@ -374,3 +377,54 @@ def test_no_state_of_numpys_types_ends_the_process(tmp_path):
     assert done.stdout.split()[-2:] == ['loaded', 'refused'] or done.stdout.split()[-1:] == [
         'refused'
     ]
+
+
+class TestWithAnOlderTorch:
+    """Below 2.6 there is no list of types that may be loaded; our own unpickler has one."""
+
+    @pytest.fixture(autouse=True)
+    def older(self, monkeypatch):
+        monkeypatch.setattr(loading, 'ASKS', False)
+        load = torch.load
+        # This torch would load weights only where it is not told otherwise.
+        monkeypatch.setattr(
+            torch, 'load', lambda *args, **how: load(*args, **{'weights_only': False, **how})
+        )
+
+    @pytest.mark.parametrize('zipped', [True, False])
+    def test_what_training_writes_loads(self, tmp_path, zipped):
+        history = HistoryBuffer([1.0, 2.0], [1, 1])
+        content = dict(
+            state_dict=OrderedDict(a=torch.randn(3, 4), b=torch.arange(3), h=torch.zeros(2).half()),
+            optimizer=dict(state={0: dict(step=torch.tensor(3.0))}, param_groups=[dict(lr=0.1)]),
+            meta=dict(epoch=3, seed=1, numbers=NUMBERS, score=np.float64(0.5)),
+            message_hub=dict(log_scalars=dict(loss=history)),
+            parameter=torch.nn.Parameter(torch.ones(2)),
+        )
+        torch.save(content, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+        found = load_from_local(tmp_path / 'a.pth')
+        for name, value in content['state_dict'].items():
+            assert torch.equal(found['state_dict'][name], value)
+        for ours, truth in zip(found['meta']['numbers'], NUMBERS, strict=True):
+            assert np.array_equal(ours, truth)
+        assert found['message_hub']['log_scalars']['loss'].mean() == history.mean() == 1.5
+        assert torch.equal(found['parameter'], content['parameter'])
+
+    @pytest.mark.parametrize('zipped', [True, False])
+    def test_nothing_of_a_hostile_one_is_run(self, tmp_path, ran, zipped):
+        content = {'state_dict': {}, 'meta': {}, 'more': Touch(ran)}
+        torch.save(content, tmp_path / 'hostile.pth', _use_new_zipfile_serialization=zipped)
+        with pytest.raises(
+            ValueError, match='hostile.pth is refused, and nothing of it was run: it asks for'
+        ):
+            load_from_local(tmp_path / 'hostile.pth')
+        assert not ran.exists()
+
+    def test_no_state_of_numpys_types_ends_the_process(self, tmp_path):
+        generator = random.Random(1)
+        for number in range(100):
+            as_pickle(random_pickle(generator), tmp_path / f'{number}.pth')
+        code = 'import sasa_det, mmengine\nfrom sasa_det.checkpoints import loading\nloading.ASKS = False\n'
+        command = [sys.executable, '-W', 'ignore', '-c', code + LOAD_EACH, str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
