@@ -17,8 +17,8 @@ from draws import draw, value_and_grads
 from sasa_det.ops import available_backends
 
 DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
-# Triton's interpreter takes a second for each large map.
-LARGEST_INTERPRETED = 20_000
+# Above so many numbers in a map, the interpreter takes minutes per draw.
+LARGEST_INTERPRETED = 2_000
 
 
 def bits(backend: str, draws: int, dtypes) -> str:
