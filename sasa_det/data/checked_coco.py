@@ -14,7 +14,7 @@ from mmdet.registry import DATASETS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from .entry_problems import check_entries
+from .entry_problems import check_entries, shortened
 from .image_problems import find_image_problem
 
 _NEEDED = {
@@ -122,7 +122,7 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
     for name in classes:
         if not isinstance(name, str):
             raise ValueError(
-                f"metainfo['classes'] must be a tuple of names, but has {_shortened(name)}"
+                f"metainfo['classes'] must be a tuple of names, but has {shortened(name)}"
             )
     names = [category['name'] for category in content['categories']]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
@@ -193,11 +193,6 @@ def check_images(path, content: dict, folder) -> None:
             f"such as {_some(missing, 3)}; set data_root and data_prefix=dict(img='...') of the "
             'dataset, or complete the download'
         )
-
-
-def _shortened(value) -> str:
-    text = repr(value)
-    return text if len(text) < 80 else f'{text[:76]} ...'
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

@@ -112,19 +112,19 @@ def _image_problem(image: dict) -> Optional[str]:
 def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Problem]:
     box = entry['bbox']
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
-        return Problem(name, f'bbox {_short(box)} is not [x, y, width, height] in finite numbers')
+        return Problem(name, f'bbox {shortened(box)} is not [x, y, width, height] in finite numbers')
     if not _is_number(entry['area']):
         return Problem(name, f'area {entry["area"]!r} is no finite number')
     x, y, width, height = box
     if width < 1 or height < 1 or entry['area'] <= 0:
-        return Problem(name, f'bbox {_short(box)} of area {entry["area"]} has no pixel', False)
+        return Problem(name, f'bbox {shortened(box)} of area {entry["area"]} has no pixel', False)
     if size is None:
         return None
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
-        return Problem(name, f'bbox {_short(box)} lies outside of its image, {_size(size)}', False)
+        return Problem(name, f'bbox {shortened(box)} lies outside of its image, {_size(size)}', False)
     # A few pixels beyond the image are common, and clipped when images are scaled.
     if min(x + size[0], y + size[1], 2 * size[0] - x - width, 2 * size[1] - y - height) < 0:
-        return Problem(name, f'bbox {_short(box)} is far larger than its image, {_size(size)}')
+        return Problem(name, f'bbox {shortened(box)} is far larger than its image, {_size(size)}')
     return None
 
 
@@ -143,6 +143,7 @@ def _size(size: tuple) -> str:
     return f'{size[0]} x {size[1]} pixels'
 
 
-def _short(value) -> str:
+def shortened(value) -> str:
+    """Write a value for a message, in at most 80 characters."""
     text = repr(value)
     return text if len(text) < 80 else f'{text[:76]} ...'
