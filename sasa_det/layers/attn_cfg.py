@@ -1,7 +1,8 @@
 """Reading ``attn_cfg``, a dict of LocalSelfAttention2d's arguments."""
 
 import inspect
-from typing import Optional, Sequence
+from contextlib import contextmanager
+from typing import Iterator, Optional, Sequence
 
 from .local_self_attention import LocalSelfAttention2d
 
@@ -34,6 +35,28 @@ def build_attention(
     return LocalSelfAttention2d(
         in_channels, out_channels, stride=stride, dilation=dilation, **attn_cfg
     )
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Put the part of the detector before the message of a ValueError.
+
+    One attn_cfg serves parts of different channels, so its message alone does not say which part refuses it.
+
+    Args:
+        part: Such as 'SASAResNet, stage 1'.
+
+    Examples:
+        >>> with naming('SASAResNet, stage 1'):
+        ...     build_attention(dict(num_heads=3), 64, 64)
+        Traceback (most recent call last):
+            ...
+        ValueError: SASAResNet, stage 1: num_heads must divide out_channels, 64, but is 3
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'{part}: {error}') from error
 
 
 def check_attn_cfg(attn_cfg: Optional[dict]) -> None:

@@ -5,7 +5,7 @@ from typing import Optional, Sequence
 from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 
-from ..layers.attn_cfg import check_attn_cfg
+from ..layers.attn_cfg import check_attn_cfg, naming
 from .attn_parts import check_parts, replace_conv
 
 PARTS = ('outputs', 'extras')
@@ -49,5 +49,6 @@ class SASAFPN(FPN):
         levels = len(self.lateral_convs)
         parts = dict(outputs=self.fpn_convs[:levels], extras=self.fpn_convs[levels:])
         for part in attn_parts:
-            for module in parts[part]:
-                replace_conv(module, attn_cfg)
+            with naming(f'{type(self).__name__}, {part}'):
+                for module in parts[part]:
+                    replace_conv(module, attn_cfg)

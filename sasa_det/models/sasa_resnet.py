@@ -9,7 +9,7 @@ from torch import nn
 
 from ..checkpoints import safe_loading
 from ..layers import AttentionStem
-from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys
+from ..layers.attn_cfg import build_attention, check_attn_cfg, check_keys, naming
 from .weights_report import describe_head_start
 
 # The values of the attention stem of each name; None for ResNet's own stem.
@@ -122,13 +122,14 @@ class SASAResNet(ResNet):
         # ResNet's flag for a stem that is one module; its forward and its freezing then use
         # ``self.stem``.
         self.deep_stem = True
-        self.stem = AttentionStem(
-            in_channels,
-            stem_channels,
-            values=self.stem_values,
-            norm_cfg=self.norm_cfg,
-            **self.stem_cfg,
-        )
+        with naming(f'{type(self).__name__}, stem'):
+            self.stem = AttentionStem(
+                in_channels,
+                stem_channels,
+                values=self.stem_values,
+                norm_cfg=self.norm_cfg,
+                **self.stem_cfg,
+            )
         self.maxpool = nn.Identity()
 
     def init_weights(self) -> None:
@@ -153,10 +154,12 @@ class SASAResNet(ResNet):
 
     def make_res_layer(self, **kwargs):
         """Build the next stage; ResNet calls this once per stage, in order."""
-        attn_cfg = self.attn_cfgs[len(self.res_layers)]
+        stage = len(self.res_layers)
+        attn_cfg = self.attn_cfgs[stage]
         if attn_cfg is not None:
             kwargs.update(block=SASABottleneck, attn_cfg=attn_cfg)
-        return super().make_res_layer(**kwargs)
+        with naming(f'{type(self).__name__}, stage {stage + 1}'):
+            return super().make_res_layer(**kwargs)
 
 
 def _stage_cfgs(attn_stages, attn_cfg, num_stages: int) -> list:

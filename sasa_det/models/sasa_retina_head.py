@@ -7,7 +7,7 @@ from mmdet.models.dense_heads import RetinaHead
 from mmdet.registry import MODELS
 from torch import nn
 
-from ..layers.attn_cfg import check_attn_cfg
+from ..layers.attn_cfg import check_attn_cfg, naming
 from .attn_parts import check_parts, replace_conv
 
 PARTS = ('cls', 'reg', 'predictors')
@@ -61,8 +61,9 @@ class SASARetinaHead(RetinaHead):
         towers = dict(cls=self.cls_convs, reg=self.reg_convs)
         for part, tower in towers.items():
             if part in self.attn_parts:
-                for module in tower:
-                    replace_conv(module, self.attn_cfg)
+                with naming(f'{type(self).__name__}, {part}'):
+                    for module in tower:
+                        replace_conv(module, self.attn_cfg)
         if 'predictors' in self.attn_parts:
             for part, tower in towers.items():
                 conv = getattr(self, f'retina_{part}')
@@ -72,7 +73,8 @@ class SASARetinaHead(RetinaHead):
                     last = ConvModule(
                         channels, channels, 3, padding=1, norm_cfg=self.norm_cfg, act_cfg=None
                     )
-                    replace_conv(last, self.attn_cfg)
+                    with naming(f'{type(self).__name__}, predictors'):
+                        replace_conv(last, self.attn_cfg)
                     tower.append(last)
                 elif self.predictor == 'mix':
                     tower.append(ConvModule(channels, channels, 1, norm_cfg=self.norm_cfg))

@@ -261,3 +261,39 @@ class TestSASARetinaHead:
             MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_parts=['cls']))
         with pytest.raises(ValueError, match=r"predictor must be one of .*'mix'\), but is 'conv'"):
             MODELS.build(dict(type='SASARetinaHead', **HEAD, attn_cfg=ATTN, predictor='conv'))
+
+
+@pytest.mark.parametrize(
+    'build, part',
+    [
+        (
+            lambda: SASAResNet(26, base_channels=16, attn_cfg=dict(num_heads=24)),
+            'SASAResNet, stage 1: num_heads must divide out_channels, 16, but is 24',
+        ),
+        (
+            lambda: SASAResNet(
+                26, stem='attention', stem_cfg=dict(num_heads=5), attn_cfg=dict(num_heads=4)
+            ),
+            'SASAResNet, stem: num_heads must divide out_channels, 64, but is 5',
+        ),
+        (
+            lambda: SASAFPN([16], 16, num_outs=1, attn_cfg=dict(num_heads=3)),
+            'SASAFPN, outputs: num_heads must divide out_channels, 16, but is 3',
+        ),
+        (
+            lambda: SASARetinaHead(
+                3, 16, feat_channels=16, attn_cfg=dict(num_heads=3), attn_parts='reg'
+            ),
+            'SASARetinaHead, reg: num_heads must divide out_channels, 16, but is 3',
+        ),
+        (
+            lambda: SASARetinaHead(
+                3, 16, feat_channels=16, attn_cfg=dict(num_heads=3), attn_parts='predictors'
+            ),
+            'SASARetinaHead, predictors: num_heads must divide out_channels, 16, but is 3',
+        ),
+    ],
+)
+def test_an_argument_is_refused_with_the_part_of_the_detector(build, part):
+    with pytest.raises(ValueError, match=part):
+        build()
