@@ -10,6 +10,7 @@ Triton runs where there is a GPU, or under ``TRITON_INTERPRET=1``.
 
 import argparse
 import hashlib
+import itertools
 
 import torch
 from draws import draw, value_and_grads
@@ -17,14 +18,16 @@ from draws import draw, value_and_grads
 from sasa_det.ops import available_backends
 
 DTYPES = ('float64', 'float32', 'bfloat16', 'float16')
-# Above so many numbers in a map, the interpreter takes minutes per draw.
+# Draws of more numbers in a map are passed over: the interpreter would take minutes for each.
 LARGEST_INTERPRETED = 2_000
 
 
 def bits(backend: str, draws: int, dtypes) -> str:
-    """Compute the checksum of a backend's results, and the number of draws in it."""
+    """Compute the checksum of a backend's results on so many draws."""
     checksum, done = hashlib.sha256(), 0
-    for seed in range(draws):
+    for seed in itertools.count():
+        if done == draws:
+            break
         dtype = getattr(torch, dtypes[seed % len(dtypes)])
         inputs, options, _ = draw(seed, dtype)
         if backend == 'triton' and inputs[0].numel() > LARGEST_INTERPRETED:
