@@ -2,8 +2,10 @@
 
 import torch
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 
+@wrap_torch_function(lambda like: (like,))  # torch.fx does not know the sizes
 def sinusoidal_positions(like: Tensor) -> Tensor:
     """Compute the sinusoidal position of every pixel of a map (Vaswani et al., 2017, section 3.5).
 

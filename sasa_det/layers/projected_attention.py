@@ -5,17 +5,20 @@ from typing import List, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from ..ops import local_attention
 from ..ops.autograd import below_autograd, is_transformed
 from ..ops.huge_pages import with_huge_pages
-from ..ops.torch_library import ATTEND_BACKWARD_INTO
+from ..ops.torch_library import ATTEND_BACKWARD_INTO, is_autocast_enabled
 from ..ops.window import empty_output
 
 # In the order of the op's schema.
 _OPTIONS = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
 
 
+# torch.fx and other tensor-likes see one call, and not the choices, which read what only a tensor knows.
+@wrap_torch_function(lambda x, *_, **__: (x,))
 def project(
     x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, out: Optional[Tensor] = None
 ) -> Tensor:
@@ -52,6 +55,7 @@ def _is_one_product(x: Tensor) -> bool:
     return x.is_cpu and x.is_contiguous()
 
 
+@wrap_torch_function(lambda x, *_, **__: (x,))
 def projected_attention(
     x: Tensor,
     weights: List[Tensor],
@@ -79,6 +83,7 @@ def projected_attention(
 
     Raises:
         ValueError: x is not (B, in_channels, H, W).
+        TypeError: x is not of the type of the weights, outside autocast.
 
     Examples:
         >>> x, weights = torch.randn(2, 8, 4, 5), [torch.randn(8, 8) for _ in range(3)]
@@ -86,7 +91,7 @@ def projected_attention(
         >>> projected_attention(x, weights, [None] * 3, None, None, **options, backend='auto').shape
         torch.Size([2, 8, 4, 5])
     """
-    check_map(x, weights[0].shape[1])
+    check_map(x, weights[0].shape[1], weights[0].dtype)
     weight = torch.cat(weights)
     bias = None
     if any(each is not None for each in biases):
@@ -104,12 +109,21 @@ def projected_attention(
     return local_attention(query, key, value, rel_row, rel_col, **options)
 
 
-def check_map(x: Tensor, in_channels: int) -> None:
-    """Raise a ValueError if x is not (B, in_channels, H, W)."""
+def check_map(x: Tensor, in_channels: int, dtype: Optional[torch.dtype] = None) -> None:
+    """Raise a ValueError if x is not (B, in_channels, H, W), a TypeError if it is not of the weights' type."""
     if x.dim() != 4 or x.shape[1] != in_channels:
         raise ValueError(
             f'a local attention of in_channels={in_channels} takes (B, {in_channels}, H, W), '
             f'but was given {tuple(x.shape)}'
+        )
+    if dtype is None or x.dtype == dtype:
+        return
+    # Autocast casts floating-point numbers, except for float64.
+    cast = x.is_floating_point() and torch.float64 not in (x.dtype, dtype)
+    if not (cast and is_autocast_enabled(x.device.type)):
+        raise TypeError(
+            f'a local attention with weights in {dtype} takes that type, but was given {x.dtype}; '
+            f'cast one of them, such as by x.to({dtype}), or run it in torch.autocast'
         )
 
 

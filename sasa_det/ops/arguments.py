@@ -1,6 +1,5 @@
 """What :func:`sasa_det.ops.local_attention` takes, and what it says of anything else."""
 
-import math
 from numbers import Integral, Real
 
 import torch
@@ -37,7 +36,8 @@ def check_window(
             raise ValueError(f'{name} must be an integer of at least 1, but is {number!r}')
     if border not in BORDERS:
         raise ValueError(f'border must be one of {BORDERS}, but is {border!r}')
-    if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
+    # Of an infinity and NaN this difference is NaN. A compiler to which scale is a symbol cannot follow isfinite.
+    if isinstance(scale, bool) or not isinstance(scale, Real) or scale - scale != 0:
         raise ValueError(f'scale must be a finite number, but is {scale!r}')
     if backend not in BACKENDS:
         raise ValueError(f'backend must be one of {BACKENDS}, but is {backend!r}')

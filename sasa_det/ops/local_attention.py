@@ -3,6 +3,7 @@
 from typing import Optional
 
 from torch import Tensor
+from torch.overrides import wrap_torch_function
 
 from .arguments import check_dense, check_tensors, check_window
 from .backends.reference import local_attention_reference
@@ -10,6 +11,8 @@ from .torch_library import attend
 from .window import Window
 
 
+# torch.fx and other tensor-likes see one call, and not the checks, which read the values of their shapes.
+@wrap_torch_function(lambda query, key, value, *_, **__: (query, key, value))
 def local_attention(
     query: Tensor,
     key: Optional[Tensor],

@@ -172,13 +172,14 @@ def attend(*args) -> Tuple[Tensor, Tensor]:
         return ATTEND(*args)
     # Before the dispatcher, as torch.func takes an autograd.Function only from Python.
     device = args[0].device.type
-    if _is_autocast_enabled(device):
+    if is_autocast_enabled(device):
         args = (*cast(device, *args[:5]), *args[5:])
     with torch.autocast(device, enabled=False):
         return LocalAttention.apply(*args)
 
 
-def _is_autocast_enabled(device_type: str) -> bool:
+def is_autocast_enabled(device_type: str) -> bool:
+    """Say whether autocast is on for a type of device, such as 'cpu', in any version of torch."""
     if hasattr(torch, 'get_autocast_dtype'):
         return torch.is_autocast_enabled(device_type)
     # torch < 2.4

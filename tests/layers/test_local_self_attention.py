@@ -293,6 +293,38 @@ def test_refuses_maps(x, grad):
         small()(x)
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.uint8, torch.int64, torch.float64])
+@pytest.mark.parametrize('grad', [True, False])
+def test_refuses_maps_of_another_type_than_the_weights(dtype, grad):
+    layer = small().float()
+    message = f'weights in torch.float32 takes that type, but was given {dtype}'
+    with torch.set_grad_enabled(grad), pytest.raises(TypeError, match=message):
+        layer(X.to(dtype))
+    with torch.autocast('cpu', torch.bfloat16):
+        if dtype == torch.float16:
+            layer(X.to(dtype))
+        else:
+            with pytest.raises(TypeError, match=message):
+                layer(X.to(dtype))
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(stride=2, out_proj=True, bias=True),
+        dict(position='absolute'),
+        dict(logits='qr', dilation=2),
+    ],
+    ids=str,
+)
+def test_symbolic_traces_run(options):
+    layer = small(**options)
+    traced = torch.fx.symbolic_trace(layer)
+    assert torch.equal(traced(X), layer(X))
+    traced(X).sum().backward()
+    assert layer.value.weight.grad.abs().sum() > 0
+
+
 def test_survives_deepcopy_and_pickle():
     import copy
     import pickle

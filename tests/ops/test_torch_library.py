@@ -91,6 +91,36 @@ def test_compiles_as_one_graph(layout, backend):
         assert torch.equal(grad, wanted)
 
 
+@pytest.mark.parametrize('dynamic', [True, None])
+def test_compiles_as_one_graph_for_any_scale(dynamic):
+    case = Case(kernel_size=3, size=(9, 12))
+    inputs = case.inputs(torch.float32)
+
+    def attend(scale):
+        return local_attention(*inputs, **{**case.options, 'scale': scale})
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for scale in (1.0, 0.5, 0.25):
+        assert torch.equal(compiled(scale), attend(scale))
+    for scale in (float('inf'), float('nan')):
+        with pytest.raises(ValueError, match='scale must be a finite number'):
+            attend(scale)
+
+
+def test_symbolic_traces_have_the_operator_as_one_call():
+    case = Case(kernel_size=3, size=(9, 12))
+
+    class Attend(torch.nn.Module):
+        def forward(self, query, key, value):
+            return local_attention(query, key, value, kernel_size=3, num_heads=2).relu()
+
+    traced = torch.fx.symbolic_trace(Attend())
+    assert local_attention in {node.target for node in traced.graph.nodes}
+    inputs = case.inputs(torch.float32)[:3]
+    assert torch.equal(traced(*inputs), Attend()(*inputs))
+
+
 def test_exports():
     case = Case(size=(9, 12))
 
