@@ -7,7 +7,7 @@ examples:
   sasa-det check-data my_config.py
   sasa-det check-data annotations/instances_train.json train/
 
-Exit status 1 if anything is wrong.
+Exit status 1 if anything is wrong. What may be right is a warning, and not counted.
 """
 
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         options: The parsed command line.
 
     Returns:
-        1 if there are any, else 0.
+        1 if there are any, else 0; warnings do not count.
 
     Raises:
         FileNotFoundError: There is no such config.
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     prepare()
     from ..configs import find_config, read_config
-    from ..data.check import DataPlace, data_places, find_data_problems
+    from ..data.check import DataPlace, Doubt, data_places, find_data_problems
 
     if options.images is not None:
         places = [DataPlace(options.data, options.images)]
@@ -58,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
     count = 0
     for place in places:
         for problem in find_data_problems(place):
+            if isinstance(problem, Doubt):
+                print(f'warning: {problem}')
+                continue
             count += 1
             print(problem)
     print(f'{count} problems in {", ".join(place.annotations for place in places)}')

@@ -5,8 +5,9 @@ from typing import Iterator, NamedTuple, Optional, Sequence
 
 from mmengine.fileio import join_path
 
+from ..files import printable
 from .checked_coco import check_classes, load_annotations
-from .entry_problems import find_entry_problems
+from .entry_problems import describe_corners, find_entry_problems
 from .image_problems import find_image_problem
 
 
@@ -24,6 +25,10 @@ class DataPlace(NamedTuple):
     classes: Optional[Sequence[str]] = None
 
 
+class Doubt(str):
+    """What looks wrong in a data set and may be right."""
+
+
 def find_data_problems(place: DataPlace) -> Iterator[str]:
     """List all problems of a data set: its file, each entry, each image.
 
@@ -32,6 +37,7 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
 
     Returns:
         Iterator over one sentence per problem, which names the file and, if it concerns one, the entry.
+        What may be right is a :class:`Doubt`.
 
     Examples:
         >>> list(find_data_problems(DataPlace('no/such.json', 'images')))[0][:45]
@@ -47,6 +53,9 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
             check_classes(place.annotations, content, place.classes)
         except ValueError as error:
             yield str(error)
+    doubt = describe_corners(content)
+    if doubt:
+        yield Doubt(f'{place.annotations}: {doubt}')
     for problem in find_entry_problems(content):
         yield f'{place.annotations}: {problem}'
     used = set()
@@ -55,13 +64,14 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
         if not isinstance(name, str) or not name:
             continue  # reported above
         path = Path(place.images, name)
+        shown = printable(path)
         if name in used:
-            yield f'{path} is the image of more than one entry'
+            yield f'{shown} is the image of more than one entry'
             continue
         used.add(name)
         problem = find_image_problem(path, (image['width'], image['height']))
         if problem:
-            yield f'{path} {problem}'
+            yield f'{shown} {problem}'
 
 
 def data_places(config) -> Iterator[DataPlace]:

@@ -6,7 +6,7 @@ import logging
 import os
 from functools import partial
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Dict, List, Optional, Sequence
 
 import cv2
 from mmdet.datasets import CocoDataset
@@ -14,7 +14,8 @@ from mmdet.registry import DATASETS
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from .entry_problems import check_entries, shortened
+from ..files import find_path_problem
+from .entry_problems import check_entries, describe_corners, shortened
 from .image_problems import find_image_problem
 
 _NEEDED = {
@@ -34,7 +35,7 @@ def load_annotations(path) -> dict:
         Its content.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or it is no regular file.
         ValueError: It is not JSON, or not in COCO's format.
 
     Examples:
@@ -43,9 +44,10 @@ def load_annotations(path) -> dict:
             ...
         FileNotFoundError: annotation file no/such.json does not exist; set data_root and ...
     """
-    if not os.path.isfile(path):
+    problem = find_path_problem(path)
+    if problem is not None:
         raise FileNotFoundError(
-            f'annotation file {path} does not exist; set data_root and ann_file of the dataset '
+            f'annotation file {path} {problem}; set data_root and ann_file of the dataset '
             f'(working folder: {os.getcwd()})'
         )
     try:
@@ -159,7 +161,7 @@ def check_classes(path, content: dict, classes: Sequence[str]) -> None:
 
 
 def check_images(path, content: dict, folder) -> None:
-    """Raise a FileNotFoundError if images that the file lists are not in the folder.
+    """Raise an error if images that the file lists are not files in the folder.
 
     Args:
         path: The annotation file, for the message.
@@ -168,6 +170,7 @@ def check_images(path, content: dict, folder) -> None:
 
     Raises:
         FileNotFoundError: Images are missing; gives their number and the first three.
+        ValueError: An image is a folder, a named pipe or the like; names it.
 
     Examples:
         >>> content = {'images': [{'file_name': 'a.jpg'}]}
@@ -177,15 +180,17 @@ def check_images(path, content: dict, folder) -> None:
         FileNotFoundError: 1 of the 1 images of mine.json are not in no/such (no such folder), ...
     """
     # One listing per folder: a stat of each of COCO's 118,000 images takes minutes on network disks.
-    listings = {}
+    listings: Dict[str, Dict[str, bool]] = {}
     missing = []
     for image in content['images']:
         head, tail = os.path.split(image['file_name'])
         if head not in listings:
             place = Path(folder, head)
-            listings[head] = set(os.listdir(place)) if place.is_dir() else set()
+            listings[head] = _listing(place) if place.is_dir() else {}
         if tail not in listings[head]:
             missing.append(image['file_name'])
+        elif not listings[head][tail]:
+            raise ValueError(f'image {Path(folder, head, tail)} of {path} is no regular file')
     if missing:
         place = f'{folder}' if os.path.isdir(folder) else f'{folder} (no such folder)'
         raise FileNotFoundError(
@@ -193,6 +198,12 @@ def check_images(path, content: dict, folder) -> None:
             f"such as {_some(missing, 3)}; set data_root and data_prefix=dict(img='...') of the "
             'dataset, or complete the download'
         )
+
+
+def _listing(folder: Path) -> Dict[str, bool]:
+    """What is in a folder, and whether it is a file, which most systems tell without a stat of each."""
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.is_file() for entry in entries}
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:
@@ -220,6 +231,8 @@ class CheckedCocoDataset(CocoDataset):
     Args:
         args, kwargs: Those of :class:`mmdet.datasets.CocoDataset`.
 
+    A file whose boxes look like corners is told in the log.
+
     Raises:
         FileNotFoundError: The annotation file or images are missing.
         ValueError: The file is not in COCO's format, or its categories are not the config's
@@ -244,6 +257,10 @@ class CheckedCocoDataset(CocoDataset):
             content = load_annotations(local_path)
             check_entries(self.ann_file, content)
             check_classes(self.ann_file, content, self.metainfo['classes'])
+            doubt = describe_corners(content)
+            if doubt:
+                text = f'annotation file {self.ann_file}: {doubt}'
+                print_log(text, logger='current', level=logging.WARNING)
             if self.backend_args is None:
                 check_images(self.ann_file, content, self.data_prefix.get('img') or '.')
         self.COCOAPI = partial(_index, type(self).COCOAPI, content)

@@ -86,6 +86,51 @@ def check_entries(path, content: dict) -> None:
         raise ValueError('\n'.join([f'annotation file {path} has wrong entries', *lines]))
 
 
+def describe_corners(content: dict) -> Optional[str]:
+    """Tell boxes that look like two corners, [x1, y1, x2, y2]. They may still be right.
+
+    Two signs are taken: most areas are those of corners, (x2 - x1) * (y2 - y1), and not width * height; or
+    each box could be corners, and many reach beyond the right or lower edge of their image.
+
+    Args:
+        content: The file's content, from :func:`load_annotations`.
+
+    Returns:
+        A sentence with the number of boxes; None if there is no such sign.
+
+    Examples:
+        >>> boxes = [{'image_id': 1, 'bbox': [4, 4, 8, 8], 'area': 16}]
+        >>> print(describe_corners({'images': [], 'annotations': boxes}))
+        1 of 1 boxes have the area of corners [x1, y1, x2, y2]; COCO's boxes are [x, y, width, height]
+    """
+    images = {image['id']: image for image in content['images'] if _hashable(image['id'])}
+    boxes = [
+        entry
+        for entry in content.get('annotations', [])
+        if _box_problem('', entry, None) is None and _hashable(entry['image_id'])
+    ]
+    possible = areas = beyond = 0
+    for entry in boxes:
+        x, y, right, lower = entry['bbox']
+        if right <= x or lower <= y:
+            continue
+        possible += 1
+        areas += math.isclose(entry['area'], (right - x) * (lower - y), rel_tol=0.01) and not (
+            math.isclose(entry['area'], right * lower, rel_tol=0.01)
+        )
+        image = images.get(entry['image_id'])
+        if image is not None and _image_problem(image) is None:
+            # A few pixels beyond an image are common.
+            beyond += x + right > image['width'] + 2 or y + lower > image['height'] + 2
+    if 2 * areas > len(boxes):
+        sign = f'{areas} of {len(boxes)} boxes have the area of'
+    elif boxes and possible == len(boxes) and 4 * beyond >= len(boxes):
+        sign = f'{beyond} of {len(boxes)} boxes reach beyond their image, and all could be'
+    else:
+        return None
+    return f"{sign} corners [x1, y1, x2, y2]; COCO's boxes are [x, y, width, height]"
+
+
 def _named(key: str, entries: List[dict]) -> Iterator:
     for place, entry in enumerate(entries):
         yield f'{key}[{place}] (id {entry["id"]!r})', entry
@@ -115,6 +160,9 @@ def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Prob
         return Problem(name, f'bbox {shortened(box)} is not [x, y, width, height] in finite numbers')
     if not _is_number(entry['area']):
         return Problem(name, f'area {entry["area"]!r} is no finite number')
+    if 'iscrowd' in entry and entry['iscrowd'] not in (0, 1):
+        # mmdet and pycocotools take the truth of any value, and that of the text '0' is true.
+        return Problem(name, f'iscrowd {shortened(entry["iscrowd"])} is neither 0 nor 1')
     x, y, width, height = box
     if width < 1 or height < 1 or entry['area'] <= 0:
         return Problem(name, f'bbox {shortened(box)} of area {entry["area"]} has no pixel', False)

@@ -3,6 +3,8 @@
 import os
 from typing import Optional, Tuple
 
+from ..files import find_path_problem
+
 # An image of a larger aspect ratio is scaled to less than a pixel in most configs.
 _LONGEST = 50
 
@@ -25,8 +27,9 @@ def find_image_problem(path, size: Optional[Tuple[int, int]] = None) -> Optional
     import cv2
     from PIL import Image, UnidentifiedImageError
 
-    if not os.path.isfile(path):
-        return 'does not exist'
+    problem = find_path_problem(path)
+    if problem is not None:
+        return problem
     if not os.path.getsize(path):
         return 'is empty'
     try:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import socket
 from copy import deepcopy
 
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sasa_det.data.check import DataPlace, find_data_problems
-from sasa_det.data.entry_problems import find_entry_problems
+from sasa_det.cli.main import main
+from sasa_det.data import checked_coco
+from sasa_det.data.check import DataPlace, Doubt, find_data_problems
+from sasa_det.data.entry_problems import check_entries, describe_corners, find_entry_problems
 
 CLASSES = ('cat', 'dog', 'owl')
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -107,6 +111,9 @@ ENTRIES = [
     (('annotations', 1, 'category_id', 1), 'category_id 1 is the id of no category'),
     (('annotations', 1, 'category_id', [30]), 'category_id [30] is the id of no category'),
     (('annotations', 2, 'area', 'big'), "annotations[2] (id 102): area 'big' is no finite number"),
+    (('annotations', 0, 'iscrowd', '0'), "annotations[0] (id 100): iscrowd '0' is neither 0 nor 1"),
+    (('annotations', 0, 'iscrowd', 2), 'annotations[0] (id 100): iscrowd 2 is neither 0 nor 1'),
+    (('annotations', 0, 'iscrowd', [0]), 'annotations[0] (id 100): iscrowd [0] is neither 0 nor 1'),
     (('images', 0, 'id', 3), 'images[0] (id 3): 2 entries have this id'),
     (('images', 0, 'width', 0), 'images[0] (id 7): width 0 is no number of pixels'),
     (('images', 0, 'file_name', 3), 'images[0] (id 7): file_name 3 is no text'),
@@ -162,3 +169,110 @@ def test_ten_are_shown_and_all_are_counted(files):
         load(files, content)
     assert 'lists all 60' in str(error.value)  # each has the others' id, too
     assert len(str(error.value).splitlines()) == 12
+
+
+@pytest.mark.parametrize('crowd', [0, 1, True, False])
+def test_crowds_of_each_legal_kind_are_taken(files, crowd):
+    content = deepcopy(files.content)
+    content['annotations'][0]['iscrowd'] = crowd
+    check_entries('a.json', content)
+    del content['annotations'][0]['iscrowd']
+    check_entries('a.json', content)
+
+
+def corners(content, *, of_corners):
+    """Give the boxes as corners, with the areas of the corners or the product of the last two numbers."""
+    content = deepcopy(content)
+    for entry in content['annotations']:
+        x, y, width, height = entry['bbox']
+        entry['bbox'] = [x, y, x + width, y + height]
+        entry['area'] = width * height if of_corners else (x + width) * (y + height)
+    return content
+
+
+def test_corners_are_told_by_their_areas_or_by_the_edges(files):
+    said = "boxes {} corners [x1, y1, x2, y2]; COCO's boxes are [x, y, width, height]"
+    told = describe_corners(corners(files.content, of_corners=True))
+    assert told == '3 of 3 ' + said.format('have the area of')
+    told = describe_corners(corners(files.content, of_corners=False))
+    assert told == '1 of 3 ' + said.format('reach beyond their image, and all could be')
+
+
+def test_boxes_that_are_right_are_not_taken_for_corners(files):
+    assert describe_corners(files.content) is None
+    content = deepcopy(files.content)
+    rng = np.random.default_rng(0)
+    shape = content['annotations'][0]
+    content['annotations'] = []
+    for number in range(2000):
+        x, y = rng.integers(0, 50), rng.integers(0, 40)
+        width, height = rng.integers(1, 66 - x), rng.integers(1, 50 - y)  # some reach beyond by two
+        area = width * height * rng.uniform(0.3, 1)  # of a mask
+        box = [int(value) for value in (x, y, width, height)]
+        content['annotations'].append({**shape, 'id': number, 'bbox': box, 'area': area})
+    assert describe_corners(content) is None
+    # One object that fills each image.
+    content['annotations'] = [{**shape, 'bbox': [0, 0, 64, 48], 'area': 64 * 48}]
+    assert describe_corners(content) is None
+
+
+@few
+@given(entry=st.fixed_dictionaries(dict(image_id=anything, bbox=anything, area=anything)))
+def test_no_value_makes_the_search_for_corners_fail(files, entry):
+    content = deepcopy(files.content)
+    content['annotations'][1].update(entry)
+    content['images'][0]['width'] = content['images'][2]['id'] = entry['area']
+    assert describe_corners(content) is None or 'corners' in describe_corners(content)
+
+
+def test_corners_are_a_warning_and_train(coco_files, capsys, monkeypatch):
+    logged = []
+    monkeypatch.setattr(checked_coco, 'print_log', lambda text, **_: logged.append(text))
+    coco_files.content = corners(coco_files.content, of_corners=True)
+    coco_files.write()
+    place = DataPlace(str(coco_files.annotations()), str(coco_files.root / 'train'))
+    (doubt,) = find_data_problems(place)
+    assert isinstance(doubt, Doubt) and '3 of 3 boxes have the area of corners' in doubt
+    assert main(['check-data', *place[:2]]) == 0
+    assert capsys.readouterr().out == (
+        f'warning: {doubt}\n0 problems in {coco_files.annotations()}\n'
+    )
+    coco_files.dataset()
+    assert logged == [f'annotation file {doubt}']
+
+
+def test_names_do_not_reach_the_terminal_as_commands(coco_files, capsys):
+    coco_files.content['images'][0]['file_name'] = 'a\x1b[2J\n\ud800.jpg'
+    coco_files.write()
+    argv = ['check-data', str(coco_files.annotations()), str(coco_files.root / 'train')]
+    assert main(argv) == 1
+    assert 'a\\x1b[2J\\n\\ud800.jpg does not exist\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'link to a pipe', 'socket', 'folder'])
+def test_what_is_no_file_is_named_and_not_waited_for(coco_files, kind, tmp_path):
+    def replace(path):
+        path.unlink()
+        if kind == 'pipe':
+            os.mkfifo(path)
+        elif kind == 'link to a pipe':
+            os.mkfifo(tmp_path / path.stem)
+            path.symlink_to(tmp_path / path.stem)
+        elif kind == 'socket':
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(path))
+            listening.close()
+        else:
+            path.mkdir()
+
+    path = coco_files.root / 'train' / '3.jpg'
+    place = DataPlace(str(coco_files.annotations()), str(path.parent))
+    replace(path)
+    assert list(find_data_problems(place)) == [f'{path} is no regular file']
+    with pytest.raises(ValueError, match=f'image {path} of .*train.json is no regular file'):
+        coco_files.dataset()
+    replace(coco_files.annotations())
+    (said,) = find_data_problems(place)
+    assert said.startswith(f'annotation file {coco_files.annotations()} is no regular file; ')
+    with pytest.raises(FileNotFoundError, match='is no regular file'):
+        coco_files.dataset()
