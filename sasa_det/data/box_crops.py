@@ -5,7 +5,7 @@ writes ``{train,val}/CLASS/*.jpg``, which mmpretrain's CustomDataset reads.
 """
 
 import argparse
-import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +14,10 @@ from typing import Dict, Optional
 import cv2
 import numpy as np
 from rich.progress import track
+
+from ..files import find_path_problem
+from .checked_coco import load_annotations
+from .entry_problems import check_entries, shortened
 
 SPLITS = ('train', 'val')
 
@@ -39,7 +43,8 @@ def crop_boxes(
     Raises:
         FileExistsError: ``out`` exists already.
         FileNotFoundError: The data are missing.
-        ValueError: ``size`` or ``context`` is out of range, or a split has no box.
+        ValueError: ``size`` or ``context`` is out of range. Or a split has wrong entries, no box, or a
+            category whose name cannot be a folder of its own; nothing is written then.
 
     Examples:
         >>> crop_boxes('data/digits', 'data/digit-crops')  # doctest: +SKIP
@@ -47,44 +52,86 @@ def crop_boxes(
     """
     if not isinstance(size, int) or size < 8:
         raise ValueError(f'size must be an integer of at least 8, but is {size!r}')
-    if not context > 0:
+    if not 0 < context < math.inf:
         raise ValueError(f'context must be a number above 0, but is {context!r}')
     data_root, out = Path(data_root), Path(out)
     if out.exists():
         raise FileExistsError(f'{out} is there already; name another folder or remove it')
+    contents = {split: _load_split(data_root, split) for split in SPLITS}
     partial = out.with_name(out.name + '.partial')
     if partial.exists():
         shutil.rmtree(partial)  # left by a run that was interrupted
-    counts = {split: _crop_split(data_root, partial, split, size, context, quiet) for split in SPLITS}
+    counts = {
+        split: _crop_split(content, data_root / split, partial / split, size, context, quiet)
+        for split, content in contents.items()
+    }
     partial.rename(out)
     return counts
 
 
-def _crop_split(data_root, out, split, size, context, quiet) -> int:
+def _load_split(data_root: Path, split: str) -> dict:
+    """Read a split's annotations, with only the boxes to cut; refuse what cannot be written."""
     path = data_root / 'annotations' / f'instances_{split}.json'
-    coco = json.loads(path.read_text())
+    content = load_annotations(path)
+    check_entries(path, content)
+    names = set()
+    for category in content['categories']:
+        name = category['name']
+        if not _is_folder_name(name):
+            raise ValueError(
+                f'annotation file {path}: category {shortened(name)} cannot be the name of a folder; '
+                'give it a name of at most 255 bytes without a slash'
+            )
+        if name in names:
+            raise ValueError(
+                f'annotation file {path} has more than one category named {shortened(name)}'
+            )
+        names.add(name)
+    boxes = [
+        box
+        for box in content.get('annotations', [])
+        if not box.get('iscrowd') and min(box['bbox'][2:]) >= 8
+    ]
+    if not boxes:
+        raise ValueError(f'{path} has no box of at least 8 pixels along each edge')
+    for box in boxes:
+        if not isinstance(box['id'], int):
+            raise ValueError(
+                f'annotation file {path}: id {shortened(box["id"])} of an annotation is no integer, '
+                'and it names the crop'
+            )
+    return {**content, 'annotations': boxes}
+
+
+def _is_folder_name(name: str) -> bool:
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return False
+    return 1 <= size <= 255 and name not in ('.', '..') and not set('/\0') & set(name)
+
+
+def _crop_split(coco: dict, source: Path, out: Path, size, context, quiet) -> int:
     classes = {category['id']: category['name'] for category in coco['categories']}
     # Every class has a folder in both splits: mmpretrain numbers classes by the existing folders.
     for name in classes.values():
-        (out / split / name).mkdir(parents=True)
+        (out / name).mkdir(parents=True)
     boxes = {}
     for annotation in coco['annotations']:
-        if not annotation.get('iscrowd') and min(annotation['bbox'][2:]) >= 8:
-            boxes.setdefault(annotation['image_id'], []).append(annotation)
-    if not boxes:
-        raise ValueError(f'{path} has no box of at least 8 pixels along each edge')
+        boxes.setdefault(annotation['image_id'], []).append(annotation)
     images = [image for image in coco['images'] if image['id'] in boxes]
-    for image in track(images, f'Cutting {split}', disable=quiet, transient=True):
-        file = data_root / split / image['file_name']
-        pixels = cv2.imread(str(file))
+    for image in track(images, f'Cutting {source.name}', disable=quiet, transient=True):
+        file = source / image['file_name']
+        pixels = None if find_path_problem(file) else cv2.imread(str(file))
         if pixels is None:
             raise FileNotFoundError(f'{file} is missing or no image')
         for annotation in boxes[image['id']]:
-            name = f'{annotation["id"]:06d}.jpg'
+            crop_file = out / classes[annotation['category_id']] / f'{annotation["id"]:06d}.jpg'
             crop = _square(pixels, annotation['bbox'], context)
             crop = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
-            cv2.imwrite(str(out / split / classes[annotation['category_id']] / name), crop)
-    return sum(map(len, boxes.values()))
+            if not cv2.imwrite(str(crop_file), crop):
+                raise OSError(f'{crop_file} cannot be written; is the disk full?')
+    return len(coco['annotations'])
 
 
 def _square(pixels: np.ndarray, box, context: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Crops of boxes: where they are cut, what is left out, what is refused."""
 
 import json
+import os
 
 import cv2
 import numpy as np
@@ -28,7 +29,9 @@ def data(tmp_path):
         cv2.imwrite(str(root / split / 'a.png'), pixels)
         coco = dict(
             images=[dict(id=3, file_name='a.png', width=64, height=48)],
-            annotations=[dict(image_id=3, **box) for box in boxes],
+            annotations=[
+                dict(image_id=3, area=box['bbox'][2] * box['bbox'][3], **box) for box in boxes
+            ],
             categories=[dict(id=2, name='red'), dict(id=7, name='green'), dict(id=9, name='none')],
         )
         (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
@@ -66,3 +69,48 @@ def test_refuses(data, tmp_path, capsys):
     (data / 'val/a.png').write_bytes((data / 'train/a.png').read_bytes())
     assert main([str(data), str(tmp_path / 'crops')]) == 0
     assert capsys.readouterr().out.endswith('train: 2 crops, val: 2 crops\n')
+
+
+def spoil(data, key, place, **fields):
+    path = data / 'annotations' / 'instances_val.json'
+    content = json.loads(path.read_text())
+    content[key][place].update(fields)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ('key', 'fields', 'said'),
+    [
+        ('categories', dict(name='/OUTSIDE'), "category '/OUTSIDE' cannot be the name of a folder"),
+        ('categories', dict(name='../../OUTSIDE'), "category '../../OUTSIDE' cannot be the name"),
+        ('categories', dict(name='..'), "category '..' cannot be the name of a folder"),
+        ('categories', dict(name='green/small'), "category 'green/small' cannot be the name"),
+        ('categories', dict(name=''), "category '' cannot be the name of a folder"),
+        ('categories', dict(name='a\0'), r"category 'a\x00' cannot be the name of a folder"),
+        ('categories', dict(name='\ud800'), r"category '\ud800' cannot be the name of a folder"),
+        ('categories', dict(name='a' * 256), 'give it a name of at most 255 bytes without a slash'),
+        ('categories', dict(name='green'), "more than one category named 'green'"),
+        ('annotations', dict(id='../a'), "id '../a' of an annotation is no integer"),
+        ('annotations', dict(bbox=None), 'bbox None is not [x, y, width, height]'),
+    ],
+)
+def test_names_that_are_no_folders_are_refused_before_anything_is_written(
+    data, tmp_path, capsys, key, fields, said
+):
+    before = sorted(tmp_path.rglob('*'))
+    outside = tmp_path / 'outside'
+    name = fields.get('name')
+    if name == '/OUTSIDE':
+        fields, said = dict(name=str(outside)), said.replace('/OUTSIDE', str(outside))
+    spoil(data, key, 0, **fields)
+    assert main([str(data), str(tmp_path / 'crops')]) == 1
+    error = capsys.readouterr().err
+    assert 'instances_val.json' in error and said in error
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_named_pipe_in_the_place_of_an_image_is_not_waited_for(data, tmp_path):
+    (data / 'val/a.png').unlink()
+    os.mkfifo(data / 'val/a.png')
+    with pytest.raises(FileNotFoundError, match='val/a.png is missing or no image'):
+        crop_boxes(data, tmp_path / 'crops', quiet=True)
