@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..layers import AttentionStem, LocalSelfAttention2d
 from ..layers.attention_stem import BLOCK
-from ..ops.flop_counters import count_macs
+from ..ops.flop_counters import count_layer_macs
 
 
 class Costs(NamedTuple):
@@ -132,21 +132,12 @@ def _linear(module: nn.Linear, shape: Sequence[int], output: Tensor) -> tuple:
 
 def _attention(module: LocalSelfAttention2d, shape: Sequence[int], output: Tensor) -> tuple:
     batch, _, height, width = shape
-    pixels = batch * height * width
-    weights = sum(
-        each.weight.numel()
-        for each in (module.query, module.key, module.value, module.out_proj)
-        if each is not None
-    )
-    terms = 1 + (module.key is not None) + (module.rel_row is not None)
-    paper = terms * module.kernel_size**2 * module.out_channels * pixels
-    core = count_macs(
-        (batch, module.out_channels, height, width),
-        module.kernel_size,
-        has_key=module.key is not None,
-        has_positions=module.rel_row is not None,
-    )
-    return pixels * weights + paper, pixels * weights + core
+    ours = count_layer_macs(module, shape)
+    if module.rel_row is None:
+        return ours, ours
+    # The paper counts q.r at each of the k * k offsets, we a row and a column term.
+    more = module.kernel_size * (module.kernel_size - 1)
+    return ours + batch * height * width * module.out_channels * more, ours
 
 
 def _stem(module: AttentionStem, shape: Sequence[int], output: Tensor) -> tuple:

@@ -1,10 +1,12 @@
-"""How torch's and mmengine's FLOP counters count the operator, which they would otherwise leave out.
+"""How FLOP counters count attention, which they would otherwise leave out.
 
-mmdet's ``get_flops.py`` uses mmengine's counter.
+torch's and mmengine's are told once they are imported; mmdet's ``get_flops.py`` uses mmengine's. Others take
+a function from here: ``jit_handles`` is for fvcore, ``count_for_thop`` and ``count_for_ptflops`` for those.
 """
 
 from math import prod
 from types import ModuleType
+from typing import Callable, Dict, Sequence
 
 
 def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
@@ -64,31 +66,97 @@ def register_with_torch(flop_counter: ModuleType) -> None:
 
 
 def register_with_mmengine(complexity_analysis: ModuleType) -> None:
-    """Make every FlopAnalyzer of mmengine count attention; it counts a multiply-add as one FLOP.
-
-    The projections before it are counted too: mmengine knows bmm, but not bmm with a bias.
+    """Make mmengine's FlopAnalyzer and ActivationAnalyzer count attention; a multiply-add is one FLOP.
 
     Args:
         complexity_analysis: The module ``mmengine.analysis.complexity_analysis``.
     """
-    from mmengine.analysis.jit_handles import bmm_flop_jit, get_shape
+    from mmengine.analysis.jit_handles import generic_activation_jit
+
+    for name, handle in jit_handles().items():
+        complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS.setdefault(name, handle)
+        # As of other products, the activations are the elements of the output.
+        known = complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS
+        known.setdefault(name, generic_activation_jit())
+
+
+def jit_handles() -> Dict[str, Callable]:
+    """Give the handles by which fvcore's and mmengine's analyses count attention, a multiply-add as one.
+
+    Returns:
+        By operator, for ``FlopCountAnalysis(model, x).set_op_handle(**jit_handles())``.
+
+    Examples:
+        >>> sorted(jit_handles())
+        ['aten::scaled_dot_product_attention', 'sasa_det::local_attention']
+    """
 
     def local_attention(inputs, outputs) -> int:
         query, key, _, rel_row, _, kernel_size = inputs[:6]
         return count_macs(
-            get_shape(query), kernel_size.toIValue(), has_key=_is_given(key),
+            _shape(query), kernel_size.toIValue(), has_key=_is_given(key),
             has_positions=_is_given(rel_row),
         )  # fmt: skip
 
     def dot_product_attention(inputs, outputs) -> int:  # of the attention stem
-        query, key, value = (get_shape(each) for each in inputs[:3])
+        query, key, value = map(_shape, inputs[:3])
         return prod(query) * key[-2] + prod(query[:-1]) * prod(value[-2:])
 
-    known = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
-    known['sasa_det::local_attention'] = local_attention
-    known.setdefault('aten::scaled_dot_product_attention', dot_product_attention)
-    known.setdefault('aten::baddbmm', lambda inputs, outputs: bmm_flop_jit(inputs[1:3], outputs))
+    return {
+        'sasa_det::local_attention': local_attention,
+        'aten::scaled_dot_product_attention': dot_product_attention,
+    }
+
+
+def _shape(value) -> Sequence[int]:
+    return value.type().sizes()
 
 
 def _is_given(value) -> bool:
     return value.type().kind() != 'NoneType'
+
+
+def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
+    """Count the multiply-adds of a layer: its projections and its attention, without biases and pooling.
+
+    Args:
+        layer: A :class:`~sasa_det.layers.LocalSelfAttention2d`.
+        input_shape: (B, C, H, W) of its input.
+
+    Examples:
+        >>> from sasa_det.layers import LocalSelfAttention2d
+        >>> layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2, position='none')
+        >>> count_layer_macs(layer, (1, 8, 10, 10)) == 100 * 3 * 8 * 8 + 14400
+        True
+    """
+    batch, _, height, width = input_shape
+    projections = (layer.query, layer.key, layer.value, layer.out_proj)
+    weights = sum(each.weight.numel() for each in projections if each is not None)
+    return batch * height * width * weights + count_macs(
+        (batch, layer.out_channels, height, width),
+        layer.kernel_size,
+        has_key=layer.key is not None,
+        has_positions=layer.rel_row is not None,
+    )
+
+
+def count_for_thop(layer, inputs, output) -> None:
+    """Count a layer for thop: ``thop.profile(..., custom_ops={LocalSelfAttention2d: count_for_thop})``.
+
+    Args:
+        layer: The :class:`~sasa_det.layers.LocalSelfAttention2d`.
+        inputs: Its inputs.
+        output: Its output.
+    """
+    layer.total_ops += count_layer_macs(layer, inputs[0].shape)
+
+
+def count_for_ptflops(layer, inputs, output) -> None:
+    """Count a layer for ptflops, in ``custom_modules_hooks={LocalSelfAttention2d: count_for_ptflops}``.
+
+    Args:
+        layer: The :class:`~sasa_det.layers.LocalSelfAttention2d`.
+        inputs: Its inputs.
+        output: Its output.
+    """
+    layer.__flops__ += count_layer_macs(layer, inputs[0].shape)
