@@ -36,7 +36,7 @@ def check_window(
             raise ValueError(f'{name} must be an integer of at least 1, but is {number!r}')
     if border not in BORDERS:
         raise ValueError(f'border must be one of {BORDERS}, but is {border!r}')
-    # Of an infinity and NaN this difference is NaN. A compiler to which scale is a symbol cannot follow isfinite.
+    # NaN for an infinity and NaN. Compilers that take scale as a symbol cannot follow math.isfinite.
     if isinstance(scale, bool) or not isinstance(scale, Real) or scale - scale != 0:
         raise ValueError(f'scale must be a finite number, but is {scale!r}')
     if backend not in BACKENDS:
