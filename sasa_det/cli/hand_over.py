@@ -156,7 +156,8 @@ COMMANDS = {
         _report,
     ),
     'compare': HandOver(
-        'train configs with several seeds, and set AP against parameters, FLOPs, time and memory',
+        'train configs with several seeds, and set AP against parameters, FLOPs (a multiply-add is two), time '
+        'and memory',
         '  sasa-det compare retinanet_tiny_digits retinanet_sasa-tiny_digits --work-dir runs/compare\n'
         '  sasa-det compare a.py b.py --work-dir runs/ab --seeds 5 --cfg-options train_cfg.max_epochs=6',
         _compare,

@@ -100,7 +100,8 @@ def as_markdown(entries: Sequence[Entry]) -> str:
                 cells.append(f'{entry.mean(column):.{digits}f}{spread}')
             cells += [f'{entry.costs.parameters / 1e6:.3f}', f'{entry.costs.flops / 1e9:.3f}']
             lines.append(cells)
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines) + '\n'
+    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return f'{table}\n\nGFLOPs are per image, and a multiply-add counts as two.\n'
 
 
 def draw(entries: Sequence[Entry]) -> Figure:

@@ -155,8 +155,9 @@ def test_costs_are_those_of_the_image_as_it_is_batched(options):
 
 
 def test_table_and_plot(entries):
-    lines = as_markdown(entries).splitlines()
+    *lines, _, note = as_markdown(entries).splitlines()
     assert len(lines) == 4
+    assert note == 'GFLOPs are per image, and a multiply-add counts as two.'
     assert lines[2].startswith(
         '| a | 2 | 8 | 16 | 41.0 ± 1.0 | 60.0 ± 0.0 | 41.0 ± 0.0 | 600 ± 0 | 900 ± 0 |'
     )
