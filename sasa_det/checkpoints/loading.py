@@ -1,5 +1,6 @@
 """How untrusted or truncated checkpoints are loaded: what they may hold, and what is refused."""
 
+import difflib
 import os
 import warnings
 import zipfile
@@ -9,10 +10,22 @@ from typing import Iterator, Optional
 
 import torch
 from mmengine.dist import barrier, get_dist_info
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import (
+    CheckpointLoader,
+    _get_mmengine_home,
+    get_deprecated_model_names,
+    get_external_models,
+    get_torchvision_models,
+)
 
+from ..environment.stack import mend_command
 from . import restricted_pickle
 from .types import ASKS
+
+_TORCHVISION = ('torchvision', 'modelzoo')
+_LOCAL_FILE = (
+    'a local file is named by --cfg-options model.backbone.init_cfg.checkpoint=/path/resnet50.pth'
+)
 
 
 @contextmanager
@@ -31,6 +44,7 @@ def safe_loading() -> Iterator[None]:
         FileNotFoundError: checkpoint no/such.pth does not exist
     """
     ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
+    ours |= {f'{zoo}://': load_from_zoo for zoo in (*_TORCHVISION, 'open-mmlab', 'openmmlab')}
     theirs = {prefix: CheckpointLoader._schemes[prefix] for prefix in ours}
     try:
         for prefix, loader in ours.items():
@@ -97,6 +111,7 @@ def load_from_http(filename, map_location=None) -> dict:
 
     Raises:
         ValueError: As :func:`load_from_local`.
+        OSError: It cannot be downloaded; says where a file of one's own goes.
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
     path = os.path.join(folder, os.path.basename(filename.partition('?')[0]))
@@ -106,10 +121,53 @@ def load_from_http(filename, map_location=None) -> dict:
     if not os.path.isfile(path):  # other ranks on the first one's machine find it here
         os.makedirs(folder, exist_ok=True)
         # torch downloads under another name, then renames: a file that exists is whole.
-        torch.hub.download_url_to_file(filename, path, progress=os.isatty(0))
+        try:
+            torch.hub.download_url_to_file(filename, path, progress=os.isatty(0))
+        except OSError as error:  # a URLError or a timeout, or a folder that cannot be written to
+            raise OSError(
+                f'checkpoint {filename} cannot be downloaded to {path} ({error}); without a network, put the '
+                f"file there yourself; for a backbone's weights, {_LOCAL_FILE}"
+            ) from None
     if not rank:
         barrier()
     return load_from_local(path, map_location)
+
+
+def load_from_zoo(filename, map_location=None) -> dict:
+    """Find a name of torchvision's or OpenMMLab's in their tables, and load that checkpoint.
+
+    Args:
+        filename: Such as ``torchvision://resnet50`` or ``open-mmlab://detectron2/resnet50_caffe``.
+        map_location: As ``torch.load`` takes it.
+
+    Returns:
+        The checkpoint's content.
+
+    Raises:
+        ImportError: torchvision's table needs torchvision; says what to do without it.
+        ValueError: There is no such name. Or as :func:`load_from_http`.
+    """
+    zoo, _, name = filename.partition('://')
+    if zoo not in _TORCHVISION:
+        urls = get_external_models()
+        name = get_deprecated_model_names().get(name, name)
+    else:
+        try:
+            urls = get_torchvision_models()
+        except ImportError as error:
+            install = mend_command('torchvision')
+            raise ImportError(
+                f'{filename} needs torchvision ({error}): {install}; without it, '
+                f'model.backbone.init_cfg=None trains from random weights, and {_LOCAL_FILE}'
+            ) from None
+    if name not in urls:
+        near = difflib.get_close_matches(name, urls) or sorted(urls)[:3]
+        raise ValueError(
+            f'checkpoint {filename}: {zoo} has no {name!r}; it has {", ".join(near)}, ...'
+        )
+    if '://' in urls[name]:
+        return load_from_http(urls[name], map_location)
+    return load_from_local(os.path.join(_get_mmengine_home(), urls[name]), map_location)
 
 
 def find_damage(path) -> Optional[str]:

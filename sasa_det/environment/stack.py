@@ -226,6 +226,10 @@ def mend_command(name: str, rebuild: bool = False) -> str:
     if name == 'opencv-python':
         # The same module without GUI, so without the graphics libraries that a server lacks.
         return f'{pip} uninstall -y opencv-python && {pip} install opencv-python-headless'
+    if name == 'torchvision':
+        # torch 2.x came with torchvision 0.(x + 15). Without --no-deps pip might change torch.
+        minor = _numbers(installed_version('torch'))[1]
+        return f"{pip} install --no-deps 'torchvision==0.{minor + 15}.*'"
     specifier = {**COMMON, **OPENMMLAB, **ONEDL}[name]
     force = '--force-reinstall ' if rebuild else ''
     return f"{pip} install {force}'{name}{specifier}'"
