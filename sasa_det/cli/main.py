@@ -1,12 +1,13 @@
 """The command line: its sub-commands, and how errors are reported."""
 
 import argparse
+import re
 import sys
-import warnings
 from functools import partial
 from typing import Optional, Sequence
 
 from . import check_data, configs, explain, explore, export, hand_over, predict
+from .process import hide_dependencies_warnings
 
 EXAMPLES = """\
 examples:
@@ -61,8 +62,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if rest and not options.passes_on:
         parser.error(f'unrecognized arguments: {" ".join(rest)}')
     options.rest = rest
-    # mmengine imports pkg_resources, whose deprecation warning is of no use here.
-    warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated')
+    hide_dependencies_warnings()
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
@@ -71,6 +71,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as error:
         if options.traceback or not (options.passes_on or isinstance(error, EXPECTED)):
             raise
+        # What is still buffered would follow the message in a log of both streams.
+        sys.stdout.flush()
         print(f'sasa-det {options.command}: {_one_message(error)}', file=sys.stderr)
         return 2
 
@@ -78,7 +80,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _one_message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f'{error.filename}: {error.strerror}'
+    text, kind = str(error), type(error).__name__
+    if not text:
+        return f'{kind} without a message; `sasa-det --traceback` shows where'
+    if '\nOriginal Traceback' in text:
+        # An error in a process that loads data. torch puts its traceback before it.
+        return re.split(r'\n(?=[\w.]*(?:Error|Exception): )', text)[-1].strip()
     # A KeyError's own text is the key alone, in quotes.
-    named = isinstance(error, KeyError) or not isinstance(error, EXPECTED) or not str(error)
-    kind = f'{type(error).__name__}: ' if named else ''
-    return f'{kind}{error}'
+    named = isinstance(error, KeyError) or not isinstance(error, EXPECTED)
+    return f'{kind}: {text}' if named else text

@@ -1,10 +1,27 @@
 """How a command prepares its own process."""
 
+import warnings
 from contextlib import ExitStack
 from functools import cache
 
 # Never closed: a command's process loads checkpoints with our loaders until it ends.
 _UNTIL_THE_END = ExitStack()
+
+
+def hide_dependencies_warnings() -> None:
+    """Hide warnings that tell mmengine, mmdet, mmcv and mmpretrain what to change in their code.
+
+    Warnings of a user's own code and of this package are shown. ``PYTHONWARNINGS`` and ``-W`` have priority.
+
+    Examples:
+        >>> with warnings.catch_warnings():
+        ...     hide_dependencies_warnings()
+    """
+    warnings.filterwarnings('ignore', message='.*pkg_resources is deprecated', append=True)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings(
+            'ignore', category=category, module=r'mm(engine|det|cv|pretrain)(\.|$)', append=True
+        )
 
 
 @cache
