@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import check_window, local_attention
 from ..ops.backends.reference import window_logits
-from ..ops.window import Window
+from ..ops.window import Window, output_format
 from .position import check_sinusoidal_channels, sinusoidal_positions
 from .projected_attention import check_map, projected_attention
 from .projection import draw, is_plain, new_projection, project_by
@@ -17,6 +17,7 @@ from .projection import draw, is_plain, new_projection, project_by
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
 INITS = ('neighbours', 'random')
+DOWNSAMPLES = ('pool', 'query')
 # Nats by which the logit of a head's own neighbour exceeds those of the adjacent row and column.
 NEIGHBOUR_LEAD_NATS = 8.0
 # Factor of the std of the query and key weights with that lead; 1 gives content logits of unit variance.
@@ -51,8 +52,8 @@ class LocalSelfAttention2d(nn.Module):
         out_channels: Channels of the output; those of the input by default. Divisible by num_heads.
         kernel_size: Window size in pixels, odd.
         num_heads: Number of attention heads.
-        stride: Attention at every pixel, then average pooling over stride x stride: the paper's
-            replacement of a strided convolution. The output has Conv2d's size, ceil(H / stride).
+        stride: Distance in pixels between outputs, see downsample. The output has Conv2d's size,
+            ceil(H / stride).
         dilation: Distance in pixels between neighbours in a window.
         bias: Add a bias to the projections (a key's would cancel in the softmax, so there is none).
         position: 'relative': learned row and column offsets, the paper's choice; 'absolute':
@@ -71,6 +72,9 @@ class LocalSelfAttention2d(nn.Module):
             starts close to a convolution rather than a plain average; needs a bias and relative
             positions. 'random': logits of unit variance, biases of zero. By default 'neighbours'
             where possible, else 'random'.
+        downsample: What a stride above 1 does. 'pool': attention at every pixel, then average pooling
+            over stride x stride, the paper's replacement of a strided convolution. 'query': only every
+            stride-th row and column has an output, as in a strided convolution; not in the paper.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -102,6 +106,7 @@ class LocalSelfAttention2d(nn.Module):
         value_std: Optional[float] = None,
         backend: str = 'auto',
         init: Optional[str] = None,
+        downsample: str = 'pool',
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -113,6 +118,8 @@ class LocalSelfAttention2d(nn.Module):
         _check_channels(in_channels, out_channels, num_heads, position)
         if not isinstance(stride, int) or stride < 1:
             raise ValueError(f'stride must be an integer of at least 1, but is {stride!r}')
+        if downsample not in DOWNSAMPLES:
+            raise ValueError(f'downsample must be one of {DOWNSAMPLES}, but is {downsample!r}')
         if value_std is not None and not (_is_finite(value_std) and value_std > 0):
             raise ValueError(
                 f'value_std must be a finite number above 0 or None, but is {value_std!r}'
@@ -123,6 +130,7 @@ class LocalSelfAttention2d(nn.Module):
         self.kernel_size = kernel_size
         self.num_heads = num_heads
         self.stride = stride
+        self.downsample = downsample
         self.dilation = dilation
         self.position = position
         self.logits = logits
@@ -211,7 +219,7 @@ class LocalSelfAttention2d(nn.Module):
         self._point_at_neighbours()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, then pool if the layer has a stride."""
+        """Attend, and downsample if the layer has a stride."""
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         options = dict(
@@ -235,9 +243,11 @@ class LocalSelfAttention2d(nn.Module):
                 for each in (self.query, self.key, self.value)
             )
             x = local_attention(*maps, *tables, **options)
+        if self.stride > 1 and self.downsample == 'query':
+            x = x[:, :, :: self.stride, :: self.stride].contiguous(memory_format=output_format(x))
         if self.out_proj is not None:
             x = project_by(self.out_proj, x)
-        if self.stride > 1:
+        if self.stride > 1 and self.downsample == 'pool':
             # A partial last window averages only its pixels: the output has Conv2d's size, without
             # a dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
@@ -301,7 +311,8 @@ class LocalSelfAttention2d(nn.Module):
             f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
             f'num_heads={self.num_heads}, stride={self.stride}, dilation={self.dilation}, '
             f'position={self.position!r}, logits={self.logits!r}, border={self.border!r}, '
-            f'scale={self.scale}, backend={self.backend!r}, init={self.init!r}'
+            f'scale={self.scale}, backend={self.backend!r}, init={self.init!r}, '
+            f'downsample={self.downsample!r}'
         )
 
 

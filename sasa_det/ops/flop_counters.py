@@ -130,9 +130,12 @@ def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
         True
     """
     batch, _, height, width = input_shape
-    projections = (layer.query, layer.key, layer.value, layer.out_proj)
-    weights = sum(each.weight.numel() for each in projections if each is not None)
-    return batch * height * width * weights + count_macs(
+    projections = (layer.query, layer.key, layer.value)
+    macs = height * width * sum(each.weight.numel() for each in projections if each is not None)
+    if layer.out_proj is not None:
+        stride = layer.stride if layer.downsample == 'query' else 1
+        macs += -(-height // stride) * -(-width // stride) * layer.out_proj.weight.numel()
+    return batch * macs + count_macs(
         (batch, layer.out_channels, height, width),
         layer.kernel_size,
         has_key=layer.key is not None,

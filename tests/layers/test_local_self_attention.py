@@ -5,12 +5,14 @@ import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.layers import LocalSelfAttention2d
 from sasa_det.layers.local_self_attention import NEIGHBOURS
 from sasa_det.layers.position import sinusoidal_positions
 from sasa_det.layers.projection import project_by
 from sasa_det.ops import local_attention
+from sasa_det.ops.flop_counters import count_layer_macs
 
 
 def small(**kwargs):
@@ -107,6 +109,24 @@ def test_stride_is_attention_then_average():
     # An odd map's last column and row average what there is.
     assert torch.allclose(pooled[..., 4, 3], full[..., 8, 6])
     assert torch.allclose(pooled[..., 0, 3], full[..., 0:2, 6].mean(-1))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('out_proj', [False, True])
+@pytest.mark.parametrize('size', [(9, 7), (8, 10), (1, 1)])
+def test_stride_by_queries_keeps_each_strides_pixel(size, out_proj, layout):
+    pooled = small(stride=2, out_proj=out_proj)
+    layer = small(stride=2, out_proj=out_proj, downsample='query')
+    layer.load_state_dict(pooled.state_dict())
+    every = small(out_proj=out_proj)
+    every.load_state_dict(pooled.state_dict())
+    x = torch.randn(2, 16, *size, dtype=torch.float64).contiguous(memory_format=layout)
+    output = layer(x)
+    assert output.is_contiguous(memory_format=layout) and output.shape == pooled(x).shape
+    assert torch.allclose(output, every(x)[:, :, ::2, ::2], atol=1e-12)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * count_layer_macs(layer, x.shape)
 
 
 def test_out_proj_mixes_heads():
@@ -265,6 +285,7 @@ def test_attention_terms_are_the_two_products_of_the_formula(logits):
         (dict(num_heads=5), 'num_heads must divide out_channels, 24, but is 5'),
         (dict(num_heads=24), "position='relative' needs an even number of channels per head"),
         (dict(stride=0), 'stride must be an integer of at least 1, but is 0'),
+        (dict(downsample='max'), r"downsample must be one of \('pool', 'query'\), but is 'max'"),
         (dict(border='wrap'), r"border must be one of \('zeros', 'mask'\), but is 'wrap'"),
         (dict(position='learned'), r"position must be one of .*, but is 'learned'"),
         (dict(logits='kq'), r"logits must be one of .* or None, but is 'kq'"),

@@ -61,6 +61,8 @@ def test_a_tool_takes_effect_and_trains(tool, name):
     assert not is_plain(projection)
     first, second = train_two_steps(layer)
     assert first != second
+    for parameter in projection.parameters():
+        assert parameter.grad.abs().sum() > 0
     # By hand, with the weight that the tool made of it.
     layer.eval()
     by_hand = new_layer().eval()
@@ -121,6 +123,31 @@ def test_a_replaced_projection_is_called():
     train_two_steps(layer)
     assert layer.value.up.weight.abs().sum() > 0 and layer.query.up.weight.grad is not None
     assert not torch.allclose(layer(X), plain)
+
+
+def test_lora_adapts_a_layer():
+    """Not among the tests' requirements: peft needs transformers, which is larger than all of ours."""
+    peft = pytest.importorskip('peft')
+    plain = new_layer()(X).detach()
+    config = peft.LoraConfig(r=2, target_modules=['query', 'value'])
+    model = peft.get_peft_model(nn.Sequential(new_layer()), config)
+    layer = model.base_model.model[0]
+    # It starts from zeros.
+    assert torch.allclose(layer(X), plain, atol=1e-6)
+    added = {name for name, each in layer.named_parameters() if each.requires_grad}
+    assert added == {
+        f'{projection}.lora_{part}.default.weight'
+        for projection in ('query', 'value')
+        for part in 'AB'
+    }
+    train_two_steps(model)
+    assert all(layer.get_parameter(name).grad.abs().sum() > 0 for name in added)
+    result = layer(X).detach()
+    assert not torch.allclose(result, plain, atol=1e-4)
+    # With the adapters' weights added to the projections' it is a plain layer again.
+    merged = model.merge_and_unload()[0]
+    assert is_plain(merged.query) and is_plain(merged.value)
+    assert torch.allclose(merged(X), result, atol=1e-6)
 
 
 def test_dynamic_quantisation_finds_the_projections():
