@@ -1,9 +1,10 @@
 """How a killed run keeps whole checkpoints only, and resumes from the last one."""
 
 import os
+import secrets
 import shutil
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Set
 
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, join_path, register_backend
@@ -13,8 +14,9 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
-from ...checkpoints.fit import describe_misfit
+from ...checkpoints.fit import describe_misfit, require_fit
 from ...checkpoints.loading import find_damage, safe_loading
+from ..work_dir_lock import hold_work_dir, release_work_dir
 
 
 class WholeFileBackend(LocalBackend):
@@ -42,7 +44,7 @@ class WholeFileBackend(LocalBackend):
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.partial')
+        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}.partial')
         try:
             with open(partial, 'wb') as file:
                 file.write(obj)
@@ -69,6 +71,7 @@ class WholeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, for runs that may be killed at any moment.
 
     - A checkpoint is written under another name, then renamed. Only then are older ones removed.
+    - A second training in the same work_dir is refused. What a killed run was writing is removed.
     - ``--resume`` skips damaged checkpoints, names them, and resumes from the newest whole one.
     - A checkpoint of another model is refused, with the differences. mmengine would fail in the
       optimizer, or test a partly random model.
@@ -81,18 +84,25 @@ class WholeCheckpointHook(CheckpointHook):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self._held: Set[Path] = set()
         if self.backend_args is None and '://' not in str(self.out_dir):
             self.backend_args = {'backend': 'WholeFileBackend'}
 
     def before_run(self, runner) -> None:
-        """Make the run load safely, and choose the checkpoint to resume from, if none is named.
+        """Hold the work_dir, make the run load safely, and choose the checkpoint to resume from, if none is named.
 
         Args:
             runner: The runner.
 
         Raises:
+            RuntimeError: Another run trains in the work_dir.
             ValueError: There are checkpoints, but none is whole.
         """
+        if isinstance(runner._train_loop, BaseLoop) and is_main_process():
+            self._held = {Path(runner.work_dir), self._folder(runner)}
+            for folder in self._held:
+                if hold_work_dir(folder):
+                    _remove_leftovers(folder)
         # Only this runner's methods: outside of them mmengine's loaders are unchanged.
         for name in ('load_checkpoint', '_init_model_weights'):
             if hasattr(runner, name):  # a FlexibleRunner's strategy loads by itself
@@ -115,6 +125,15 @@ class WholeCheckpointHook(CheckpointHook):
                 + '. Without --resume it trains anew'
             )
 
+    def after_run(self, runner) -> None:
+        """Let others train in the work_dir.
+
+        Args:
+            runner: The runner.
+        """
+        for folder in self._held:
+            release_work_dir(folder)
+
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Refuse a checkpoint that does not fit.
 
@@ -128,13 +147,13 @@ class WholeCheckpointHook(CheckpointHook):
         """
         name = runner._load_from or 'it'
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model_cfg = runner.cfg.get('model')
-        misfit = describe_misfit(model, checkpoint, model_cfg, search=is_main_process())
-        starts_training = isinstance(runner._train_loop, BaseLoop)
-        if misfit and starts_training and not runner._resume:
-            runner.logger.warning(f'Not all weights are those of checkpoint {name}. {misfit}')
-        elif misfit:
-            raise ValueError(f"checkpoint {name} is not of this config's model. {misfit}")
+        model_cfg, search = runner.cfg.get('model'), is_main_process()
+        if runner._resume or not isinstance(runner._train_loop, BaseLoop):
+            require_fit(model, checkpoint, name, model_cfg, search)
+        else:  # a new training may start from other weights
+            misfit = describe_misfit(model, checkpoint, model_cfg, path=name, search=search)
+            if misfit:
+                runner.logger.warning(f'Not all weights are those of checkpoint {name}. {misfit}')
         if not runner._resume:
             return
         lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
@@ -185,18 +204,29 @@ class WholeCheckpointHook(CheckpointHook):
         elif self.file_backend.isdir(path):  # deepspeed's are folders
             self.file_backend.rmtree(path)
 
+    def _folder(self, runner) -> Path:
+        """The folder of the checkpoints, before mmengine has changed out_dir to it."""
+        if self.out_dir in (None, runner.work_dir) or '://' in str(self.out_dir):
+            return Path(runner.work_dir)
+        return Path(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+
     def _candidates(self, runner) -> List[Path]:
         """Checkpoints to resume from: the one recorded last, then all others, newest first."""
         note = Path(runner.work_dir, 'last_checkpoint')
         noted: Optional[Path] = None
         if note.is_file() and note.read_text().strip():
             noted = Path(note.read_text().strip())
-        folder = Path(runner.work_dir)
-        if self.out_dir is not None and self.out_dir != runner.work_dir:
-            folder = Path(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+        folder = self._folder(runner)
         pattern = (self.filename_tmpl or '*_{}.pth').format('[0-9]*')
         others = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
         return [*filter(None, [noted]), *(path for path in others if path != noted)]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed runs left of files that they were writing."""
+    for name in ('*.pth', 'last_checkpoint'):
+        for leftover in folder.glob(f'{name}*.partial'):
+            leftover.unlink(missing_ok=True)
 
 
 def _check_optimizer(runner, checkpoint: dict, name: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -324,8 +325,56 @@ def test_killed_while_it_writes(tmp_path):
     )
     done = subprocess.run([sys.executable, '-c', code, str(folder)], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    names = sorted(path.name for path in folder.glob('epoch_*'))
-    assert names == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth.partial']
+    *whole, partial = sorted(path.name for path in folder.glob('epoch_*'))
+    assert whole == ['epoch_1.pth', 'epoch_2.pth']
+    assert re.fullmatch(r'epoch_3\.pth\.[0-9a-f]{8}\.partial', partial)
     make_runner(folder, resume=True).train()
+    assert not list(folder.glob('*.partial'))
     make_runner(tmp_path / 'alone').train()
     assert_same(weights(folder / 'epoch_4.pth'), weights(tmp_path / 'alone' / 'epoch_4.pth'))
+
+
+def test_a_run_in_a_folder_in_use_is_refused(folder):
+    """The other run is a process that holds the folder; that is all it does here."""
+    code = (
+        'import sys; from sasa_det.engine.work_dir_lock import hold_work_dir\n'
+        'hold_work_dir(sys.argv[1]); print(flush=True); sys.stdin.read()'
+    )
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob('*.pth')}
+    command = [sys.executable, '-c', code, str(folder)]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    with subprocess.Popen(command, **pipes) as other:
+        other.stdout.readline()
+        leftover = folder / 'epoch_3.pth.0123abcd.partial'
+        leftover.touch()
+        with pytest.raises(RuntimeError, match=f'{folder} is in use by process {other.pid} on '):
+            make_runner(folder, resume=True).train()
+        assert leftover.exists()
+        other.stdin.close()
+    assert before == {path.name: path.stat().st_mtime_ns for path in folder.glob('*.pth')}
+    make_runner(folder, resume=True).train()
+    assert (folder / 'epoch_4.pth').exists()
+    assert not leftover.exists()
+
+
+def test_where_there_are_no_locks_it_trains_and_removes_nothing(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, 'No locks available')
+
+    monkeypatch.setattr('fcntl.lockf', refuse)
+    leftover = tmp_path / 'epoch_1.pth.0123abcd.partial'
+    leftover.touch()
+    make_runner(tmp_path).train()
+    assert (tmp_path / 'epoch_4.pth').exists() and leftover.exists()
+
+
+def test_checkpoints_in_another_folder_are_held_too(tmp_path):
+    places = {}
+    for name in ('a', 'b'):
+        runner = make_runner(tmp_path / name / 'run')
+        (hook,) = [hook for hook in runner.hooks if isinstance(hook, WholeCheckpointHook)]
+        hook.out_dir = str(tmp_path / 'shared')
+        runner.train()
+        places[name] = hook._held
+    assert places['a'] & places['b'] == {tmp_path / 'shared/run'}
+    assert (tmp_path / 'shared/run/epoch_4.pth').exists()
