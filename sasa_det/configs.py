@@ -7,6 +7,8 @@ from typing import Dict, Sequence
 
 # mmengine expects a package's configs there; in a checkout it is a link to configs/.
 CONFIGS = (Path(__file__).resolve().parent / '.mim' / 'configs').resolve()
+# What configs for data of one's own inherit from.
+COCO_FORMAT = 'sasa_det::quickstart/retinanet_sasa-tiny_coco-format.py'
 
 
 def shipped_configs() -> Dict[str, Path]:

@@ -41,18 +41,21 @@ def run(options: argparse.Namespace) -> int:
         FileNotFoundError: There is no such config.
         ValueError: The config has no data sets.
     """
+    from ..configs import find_config, read_config
     from .process import prepare
 
+    config = None
+    if options.images is None:
+        if options.data.endswith('.json'):
+            raise ValueError(f'{options.data}: name the folder of its images after it')
+        config = find_config(options.data)
     prepare()
-    from ..configs import find_config, read_config
     from ..data.check import DataPlace, Doubt, data_places, find_data_problems
 
-    if options.images is not None:
+    if config is None:
         places = [DataPlace(options.data, options.images)]
-    elif options.data.endswith('.json'):
-        raise ValueError(f'{options.data}: name the folder of its images after it')
     else:
-        places = list(data_places(read_config(find_config(options.data))))
+        places = list(data_places(read_config(config)))
         if not places:
             raise ValueError(f'{options.data}: has no data set with an ann_file')
     count = 0

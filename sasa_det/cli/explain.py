@@ -59,24 +59,23 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: A file, layer or point is missing or invalid; names it.
     """
-    from rich.console import Console
-
     from .images import read_image
-    from .inputs import load
+    from .inputs import find_detector, load
+    from .progress import step
 
+    find_detector(options)
     image = read_image(Path(options.image))
     out = Path(options.out or f'{Path(options.image).stem}_attention.png')
-    with Console(stderr=True).status('Loading the detector and looking') as status:
-        model = load(options)
-        from ..evaluation.attention_maps import attention_maps
-        from ..visualization.plots import draw_attention
+    model = load(options)
+    from ..evaluation.attention_maps import attention_maps
+    from ..visualization.plots import draw_attention
 
+    with step(f'Drawing {out}'):
         maps = attention_maps(
             model, image, layers=options.layer, points=options.point, level=options.level
         )
         if not maps:
             raise ValueError(f'{options.checkpoint}: no layer of its model attends')
-        status.update('Drawing')
         out.parent.mkdir(parents=True, exist_ok=True)
         draw_attention(maps).savefig(out, dpi=110)
     for found in maps:

@@ -67,26 +67,24 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
-    from rich.console import Console
+    from .inputs import find_detector, load
+    from .progress import step
 
+    find_detector(options)
     from ..export.to_onnx import check_opset, check_writable, import_onnx
 
     check_opset(options.opset)
     import_onnx()
     out = Path(options.out or Path(options.checkpoint).with_suffix('.onnx'))
     check_writable(out)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with console.status('Loading the detector'):
-        from .inputs import load
+    detector = load(options)
+    from ..export.check import BOX_LIMIT, SCORE_LIMIT, check_onnx, load_images
+    from ..export.to_onnx import export_onnx
 
-        detector = load(options)
-        from ..export.check import BOX_LIMIT, SCORE_LIMIT, check_onnx, load_images
-        from ..export.to_onnx import export_onnx
-
-        images = load_images(detector.cfg, options.check or _own_images(detector.cfg))
-    with console.status('Exporting, which takes a minute or a few'):
+    images = load_images(detector.cfg, options.check or _own_images(detector.cfg))
+    with step(f'Exporting to {out}, which takes a minute or a few'):
         export_onnx(detector, out, options.nms, options.opset)
-    with console.status('Comparing with PyTorch'):
+    with step(f'Comparing with PyTorch on {len(images)} images'):
         deviation = check_onnx(out, detector, images, options.nms)
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, opset {options.opset}')
     print(

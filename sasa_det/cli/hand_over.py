@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Callable, NamedTuple
 
+from . import parsers
+
 
 class HandOver(NamedTuple):
     """A sub-command.
@@ -25,16 +27,23 @@ def _doctor(rest: list) -> int:
     return main(rest)
 
 
+# Arguments and files are looked at before anything slow is imported: mistakes are told at once.
+
+
 def _demo_data(rest: list) -> int:
+    parsers.demo_data().parse_args(rest)
     from ..data.digits import main
 
-    if not rest or rest[0].startswith('--') and rest[0] != '--help':
-        rest = ['data/digits', *rest]
     return 2 if main(rest) else 0
 
 
 def _coco_config(rest: list) -> int:
+    from ..configs import find_config
     from .process import prepare
+
+    base = parsers.coco_config().parse_args(rest).base
+    if '::' not in base:
+        find_config(base)
 
     prepare()
     from ..data.coco_config import main
@@ -43,6 +52,7 @@ def _coco_config(rest: list) -> int:
 
 
 def _box_crops(rest: list) -> int:
+    parsers.box_crops().parse_args(rest)
     from ..data.box_crops import main
 
     return 2 if main(rest) else 0
@@ -51,15 +61,21 @@ def _box_crops(rest: list) -> int:
 def _mmdets(tool: str) -> Callable:
     def run(rest: list) -> int:
         from ..configs import find_config, read_config
-        from .openmmlab_tools import run_tool
+        from ..environment.stack import require_stack
+        from .inputs import find_checkpoint
+        from .openmmlab_tools import read_arguments, run_tool
         from .process import prepare
 
+        require_stack()
+        given = vars(read_arguments(tool, rest, f'sasa-det {tool}'))
+        path = find_config(given['config'])
+        for checkpoint in (given.get('checkpoint'), given.get('resume')):
+            if checkpoint not in (None, 'auto'):
+                find_checkpoint(checkpoint)
         prepare()
-        if rest and not rest[0].startswith('-'):
-            path = find_config(rest[0])
-            read_config(path)
-            rest = [str(path), *rest[1:]]
-        run_tool(tool, rest)
+        read_config(path)
+        place = rest.index(given['config'])
+        run_tool(tool, [*rest[:place], str(path), *rest[place + 1 :]])
         return 0
 
     return run
@@ -73,7 +89,10 @@ def _tool(rest: list) -> int:
     parser.add_argument('name', nargs='?', help='such as analysis_tools/get_flops')
     parser.add_argument('arguments', nargs=argparse.REMAINDER, help="the tool's own")
     options = parser.parse_args(rest)
-    from .openmmlab_tools import missing_for_mmpretrain, run_tool, tools_folder
+    from ..environment.stack import require_stack
+    from .openmmlab_tools import missing_for_mmpretrain, read_arguments, run_tool, tools_folder
+
+    require_stack()
 
     missing = missing_for_mmpretrain() if options.package == 'mmpretrain' else None
     if missing:
@@ -81,6 +100,9 @@ def _tool(rest: list) -> int:
     if options.name is None:
         print(tools_folder(options.package))
         return 0
+    read_arguments(
+        options.name, options.arguments, f'sasa-det tool {options.name}', options.package
+    )
     from .process import prepare
 
     prepare()
@@ -89,18 +111,25 @@ def _tool(rest: list) -> int:
 
 
 def _compare(rest: list) -> int:
+    from ..configs import find_config
     from .process import prepare
 
+    for config in parsers.compare().parse_args(rest).configs:
+        find_config(config)
     prepare()
-    from ..configs import shipped_configs
     from ..experiments.compare import main
 
-    shipped = shipped_configs()
-    return main([str(shipped.get(argument, argument)) for argument in rest])
+    return main(rest)
 
 
 def _report(rest: list) -> int:
+    from ..configs import find_config
+    from .inputs import find_checkpoint
     from .process import prepare
+
+    options = parsers.report().parse_args(rest)
+    find_config(options.config)
+    find_checkpoint(options.checkpoint)
 
     prepare()
     from ..visualization.report import main

@@ -3,8 +3,10 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Optional
 
 from ..configs import find_config, parse_cfg_options, read_config
+from .progress import step
 
 
 def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +26,41 @@ def add_detector_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def find_checkpoint(name: str) -> str:
+    """Check that a checkpoint is there, where it is a file of this machine.
+
+    Args:
+        name: Its file; or its address, which mmengine reads.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+
+    Examples:
+        >>> find_checkpoint('nowhere.pth')
+        Traceback (most recent call last):
+        FileNotFoundError: nowhere.pth: no such checkpoint
+    """
+    if '://' not in name and not Path(name).is_file():
+        raise FileNotFoundError(f'{name}: no such checkpoint')
+    return name
+
+
+def find_detector(options: argparse.Namespace) -> Optional[Path]:
+    """Check that a detector's files are there, before anything slow is imported.
+
+    Args:
+        options: As for :func:`load`.
+
+    Returns:
+        The config; None if the arguments name none.
+
+    Raises:
+        FileNotFoundError: There is no such config or checkpoint.
+    """
+    find_checkpoint(options.checkpoint)
+    return find_config(options.config) if options.config else None
+
+
 def load(options: argparse.Namespace):
     """Load the detector that the arguments name.
 
@@ -36,23 +73,23 @@ def load(options: argparse.Namespace):
     Raises:
         FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
-    from .process import prepare
+    config_file = find_detector(options)
+    checkpoint, cfg_options = Path(options.checkpoint), options.cfg_options or ()
+    with step(f'Loading {checkpoint}'):
+        from .process import prepare
 
-    prepare()
-    import torch
+        prepare()
+        import torch
 
-    from ..checkpoints.detector import load_detector
-    from ..checkpoints.written_config import config_beside
+        from ..checkpoints.detector import load_detector
+        from ..checkpoints.written_config import config_beside
 
-    checkpoint = Path(options.checkpoint)
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f'{checkpoint}: no such checkpoint')
-    cfg_options = options.cfg_options or ()
-    if options.config:
-        config = read_config(find_config(options.config), cfg_options)
-    else:
-        config = config_beside(checkpoint)
-        config.merge_from_dict(parse_cfg_options(cfg_options))
-        print(f'config: {config.filename}', file=sys.stderr)
-    device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    return load_detector(config, checkpoint, device)
+        if config_file:
+            config = read_config(config_file, cfg_options)
+        else:
+            config = config_beside(checkpoint)
+            config.merge_from_dict(parse_cfg_options(cfg_options))
+        device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+        model = load_detector(config, checkpoint, device)
+    print(f'detector: {checkpoint} with {config.filename} on {device}', file=sys.stderr)
+    return model

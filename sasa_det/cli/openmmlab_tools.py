@@ -3,12 +3,19 @@
 They are inside of the installed package (``mmdet/.mim/tools``).
 """
 
+import argparse
+import ast
+import os
 import runpy
 import sys
 import traceback
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import List, Optional
+
+from ..environment.stack import mend_command
 
 
 def tools_folder(package: str = 'mmdet') -> Path:
@@ -62,6 +69,48 @@ def tool_path(name: str, package: str = 'mmdet') -> Path:
     return path
 
 
+def read_arguments(
+    name: str, arguments: List[str], prog: str, package: str = 'mmdet'
+) -> Optional[argparse.Namespace]:
+    """Read a tool's arguments by its own function ``parse_args``, without what the tool imports.
+
+    Args:
+        name: As :func:`tool_path` takes it.
+        arguments: The tool's own.
+        prog: The program's name in help and errors.
+        package: 'mmdet' or 'mmpretrain'.
+
+    Returns:
+        The arguments; values of config options are not read. None if the tool has no such function, or
+        it needs the imports.
+
+    Raises:
+        ValueError: There is no such tool; lists the existing ones.
+        SystemExit: The arguments are wrong, or ask for help.
+
+    Examples:
+        >>> read_arguments('test', ['a.py', 'a.pth', '--tta'], 'sasa-det test').checkpoint
+        'a.pth'
+    """
+    path = tool_path(name, package)
+    tree = ast.parse(path.read_text(), str(path))
+    tree.body = [each for each in tree.body if getattr(each, 'name', '') == 'parse_args']
+    parser = partial(argparse.ArgumentParser, prog=prog)
+    scope = dict(
+        argparse=SimpleNamespace(**{**vars(argparse), 'ArgumentParser': parser}),
+        os=SimpleNamespace(environ=dict(os.environ)),  # some set LOCAL_RANK
+        DictAction='store',
+    )
+    exec(compile(tree, str(path), 'exec'), scope)
+    before, sys.argv = sys.argv, [prog, *arguments]
+    try:
+        return scope['parse_args']()
+    except (AttributeError, KeyError, NameError):
+        return None
+    finally:
+        sys.argv = before
+
+
 def run_tool(name: str, arguments: List[str], package: str = 'mmdet') -> None:
     """Run a tool in this process, as a script.
 
@@ -96,13 +145,8 @@ def missing_for_mmpretrain() -> Optional[str]:
         >>> missing_for_mmpretrain() is None or 'pip install' in missing_for_mmpretrain()
         True
     """
-    import torch
-
-    pip = f'{sys.executable} -m pip install'
     if find_spec('mmpretrain') is None:
-        return f"mmpretrain is not installed: {pip} 'sasa_det[pretrain]'"
+        return f"mmpretrain is not installed: {sys.executable} -m pip install 'sasa_det[pretrain]'"
     if find_spec('torchvision') is None:
-        # torch 2.x came with torchvision 0.(x + 15). Without --no-deps pip might change torch.
-        minor = int(torch.__version__.split('.')[1])
-        return f"mmpretrain needs torchvision: {pip} --no-deps 'torchvision==0.{minor + 15}.*'"
+        return f'mmpretrain needs torchvision: {mend_command("torchvision")}'
     return None

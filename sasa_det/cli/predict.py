@@ -55,27 +55,18 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: A file is missing or invalid; names it.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeRemaining
-
     from .images import count_images, find_sources, read_images
     from .inputs import load
+    from .progress import counted
 
     sources = find_sources(options.inputs)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    with console.status('Loading the detector'):
-        model = load(options)
-        from mmdet.apis import inference_detector
+    model = load(options)
+    from mmdet.apis import inference_detector
 
-        results = Results(options.out, model.dataset_meta, options.score_thr)
-    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemaining()
+    results = Results(options.out, model.dataset_meta, options.score_thr)
     failed = 0
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
-            images = progress.track(
-                read_images(sources), total=count_images(sources), description='Detecting'
-            )
+        with counted(read_images(sources), count_images(sources), 'Detecting') as images:
             for image in images:
                 if image.error:
                     failed += 1

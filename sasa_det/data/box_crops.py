@@ -4,7 +4,6 @@
 writes ``{train,val}/CLASS/*.jpg``, which mmpretrain's CustomDataset reads.
 """
 
-import argparse
 import math
 import shutil
 import sys
@@ -15,6 +14,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
+from ..cli.parsers import box_crops as parser
 from ..files import find_path_problem
 from .checked_coco import load_annotations
 from .entry_problems import check_entries, shortened
@@ -153,16 +153,8 @@ def main(argv: Optional[list] = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog='sasa-det box-crops',
-        description='Make a classification data set of the boxes in COCO-format data.',
-    )
-    parser.add_argument('data_root', help='the COCO-format data, e.g. data/digits')
-    parser.add_argument('out', help='folder of the new set, e.g. data/digit-crops')
-    parser.add_argument('--size', type=int, default=48, help='pixels; default: %(default)s')
-    parser.add_argument('--context', type=float, default=1.25, help='default: %(default)s')
     try:
-        counts = crop_boxes(**vars(parser.parse_args(argv)))
+        counts = crop_boxes(**vars(parser().parse_args(argv)))
     except (OSError, ValueError) as error:
         print(f'sasa-det box-crops: {error}', file=sys.stderr)
         return 1

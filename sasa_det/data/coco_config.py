@@ -3,17 +3,16 @@
 From the shell: `sasa-det coco-config DATA_ROOT --out my_config.py`
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import List, Optional, Tuple, Union
 
 from mmengine.config import Config
 
+from ..cli.parsers import coco_config as parser
+from ..configs import COCO_FORMAT, find_config
 from .checked_coco import check_classes, check_images, load_annotations
 from .entry_problems import check_entries
-
-BASE = 'sasa_det::quickstart/retinanet_sasa-tiny_coco-format.py'
 
 _TEMPLATE = """\
 # {classes_count} classes of {data_root}
@@ -51,7 +50,7 @@ def write_coco_config(
     data_root,
     out,
     *,
-    base: str = BASE,
+    base: str = COCO_FORMAT,
     max_epochs: Optional[int] = None,
     image_scale: Optional[Union[int, Tuple[int, int]]] = None,
     train_ann: str = 'annotations/instances_train.json',
@@ -205,28 +204,12 @@ def main(argv: Optional[list] = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog='sasa-det coco-config',
-        description='Check COCO-format data and write a config that trains on it.',
-    )
-    parser.add_argument('data_root', help='folder with annotations/, train/ and val/')
-    parser.add_argument('--out', required=True, help='the config to write')
-    parser.add_argument('--base', default=BASE, help='the config to inherit from (%(default)s)')
-    parser.add_argument('--max-epochs', type=int, help="instead of the base's")
-    parser.add_argument(
-        '--image-scale',
-        type=int,
-        nargs='+',
-        help="pixels to fit images in, width and height or one for both, instead of the base's",
-    )
-    parser.add_argument('--train-ann', default='annotations/instances_train.json')
-    parser.add_argument('--val-ann', default='annotations/instances_val.json')
-    parser.add_argument('--train-img', default='train/')
-    parser.add_argument('--val-img', default='val/')
-    options = vars(parser.parse_args(argv))
+    options = vars(parser().parse_args(argv))
     if options['image_scale'] and len(options['image_scale']) == 1:
         options['image_scale'] *= 2
     try:
+        if '::' not in options['base']:
+            options['base'] = str(find_config(options['base']))
         out = write_coco_config(**options)
     except (OSError, ValueError) as error:
         print(f'sasa-det coco-config: {error}', file=sys.stderr)

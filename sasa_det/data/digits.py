@@ -6,7 +6,6 @@ pixels), the backgrounds crops of the two photographs of `sklearn.datasets.load_
 Training and validation share no digit and no part of a photograph.
 """
 
-import argparse
 import fcntl
 import hashlib
 import json
@@ -457,17 +456,11 @@ def main(argv: Optional[list] = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog='sasa-det demo-data',
-        description='Make a COCO-format data set of handwritten digits on photographs.',
-    )
-    parser.add_argument('root', help='folder of the data set, e.g. data/digits')
-    parser.add_argument('--num-train', type=int, default=1000, help='default: %(default)s')
-    parser.add_argument('--num-val', type=int, default=200, help='default: %(default)s')
-    parser.add_argument('--image-size', type=int, default=192, help='pixels; default: %(default)s')
-    parser.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+    # Here, so that the module stands alone: a test runs it without the package.
+    from ..cli.parsers import demo_data
+
     try:
-        make_digits(**vars(parser.parse_args(argv)))
+        make_digits(**vars(demo_data().parse_args(argv)))
     except (OSError, ValueError, RuntimeError) as error:
         print(f'sasa-det demo-data: {error}', file=sys.stderr)
         return 1

@@ -4,7 +4,6 @@
 after each run. After an interruption the same command resumes.
 """
 
-import argparse
 import json
 import math
 import signal
@@ -22,7 +21,8 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..configs import describe_parts, read_config
+from ..cli.parsers import compare as parser
+from ..configs import describe_parts, find_config, read_config
 from ..evaluation.costs import Costs, build_model, count_costs
 from ..evaluation.training_log import read_training_log
 from .training_run import RunFailed, TrainingRun
@@ -275,23 +275,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog='sasa-det compare',
-        description='Train configs with several seeds; write compare.md, .json and .png, and training.png.',
-    )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument('--work-dir', required=True)
-    parser.add_argument(
-        '--seeds', type=int, default=3, help='number of seeds; default: %(default)s'
-    )
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     # Batch systems stop a job by SIGTERM; it is treated as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        failed = compare(
-            arguments.configs, arguments.work_dir, arguments.seeds, arguments.cfg_options
-        )
+        configs = [find_config(name) for name in arguments.configs]
+        failed = compare(configs, arguments.work_dir, arguments.seeds, arguments.cfg_options)
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)
         return 130

@@ -3,7 +3,6 @@
 ``sasa-det report CONFIG CHECKPOINT --predictions PRED.pkl --work-dir DIR``
 """
 
-import argparse
 import datetime
 import json
 import shlex
@@ -15,11 +14,13 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 from ..checkpoints.detector import load_detector
 from ..checkpoints.loading import load_from_local
+from ..cli.parsers import report as parser
+from ..configs import find_config, parse_cfg_options
 from ..evaluation.attention_maps import attention_layers, attention_maps
 from ..evaluation.coco_numbers import (
     Truth,
@@ -317,28 +318,11 @@ def main(args: Optional[Sequence[str]] = None) -> int:
     Args:
         args: Arguments, by default those of the process.
     """
-    parser = argparse.ArgumentParser(
-        prog='sasa-det report',
-        description='Write numbers, pictures and index.html on a trained detector.',
-    )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument(
-        '--predictions',
-        required=True,
-        help="what mmdet's tools/test.py --out wrote; loading a pickle can run code, so give only "
-        'files that you trust',
-    )
-    parser.add_argument('--work-dir', required=True, help='folder of the training; gets the report')
-    parser.add_argument('--device', default='cpu', help='where to run the model (default: cpu)')
-    parser.add_argument('--commands', help='the commands that led here, to show on the page')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, help='override settings: key=value'
-    )
-    options = parser.parse_args(args)
+    options = parser().parse_args(args)
     try:
-        config = Config.fromfile(options.config)
-        config.merge_from_dict(options.cfg_options or {})
+        changes = parse_cfg_options(options.cfg_options)
+        config = Config.fromfile(find_config(options.config))
+        config.merge_from_dict(changes)
     except (OSError, SyntaxError, ValueError, KeyError) as error:
         print(f'error: {options.config}: not a config that can be read ({error})', file=sys.stderr)
         return 1
@@ -354,7 +338,7 @@ def main(args: Optional[Sequence[str]] = None) -> int:
             options.checkpoint,
             options.predictions,
             options.work_dir,
-            options.cfg_options,
+            changes,
         ),
     )
     for error in errors:

@@ -38,6 +38,11 @@ def test_help_names_every_command(capsys):
     assert 'examples:\n  sasa-det doctor' in printed
 
 
+def test_the_documentation_lists_every_command():
+    table = (ROOT / 'docs' / 'commands.md').read_text()
+    assert set(re.findall(r'^\| `sasa-det ([\w-]+)', table, re.MULTILINE)) == set(COMMANDS)
+
+
 @pytest.mark.parametrize('command', COMMANDS)
 def test_each_command_has_examples_in_its_help(capsys, command):
     assert f'examples:\n  sasa-det {command}' in help_of(capsys, command)
@@ -182,7 +187,7 @@ class TestHandOver:
 
     @pytest.mark.parametrize('command', ['train', 'test'])
     def test_a_config_that_is_not_there(self, capsys, command):
-        assert main([command, 'nowhere.py']) == 2
+        assert main([command, 'nowhere.py', *['nowhere.pth'] * (command == 'test')]) == 2
         assert f'sasa-det {command}: nowhere.py: no such config' in capsys.readouterr().err
 
     def test_compare_takes_names_and_files(self, tmp_path, capsys):

@@ -57,7 +57,16 @@ def test_it_can_be_dumped_and_read_again(coco_files, tmp_path):
     assert Config.fromfile(tmp_path / 'dumped.py').to_dict() == config.to_dict()
 
 
-@pytest.mark.parametrize('name', ["the cat's data", 'say "cat"', 'a\\b #{c} \u00fc', 'two\nlines', '{{ $HOME }} {{fileDirname}}'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        "the cat's data",
+        'say "cat"',
+        'a\\b #{c} \u00fc',
+        'two\nlines',
+        '{{ $HOME }} {{fileDirname}}',
+    ],
+)
 def test_names_that_need_quotes(coco_files, tmp_path, name):
     coco_files.root = coco_files.root.rename(tmp_path / name)
     coco_files.content['categories'][1]['name'] = 'the dog\'s "tail" \\ \u00fc'
@@ -225,7 +234,9 @@ def test_bccd(shared, tmp_path):
 
 
 def test_the_default_base_is_there():
-    assert Config.fromstring(f'_base_ = {coco_config.BASE!r}', '.py').model.type == 'RetinaNet'
+    assert (
+        Config.fromstring(f'_base_ = {coco_config.COCO_FORMAT!r}', '.py').model.type == 'RetinaNet'
+    )
 
 
 HOSTILE = {"a': __import__('os').system('touch {}') or 'b": 1}
@@ -249,7 +260,8 @@ def test_annotations_run_no_code(coco_files, tmp_path, spoil):
 
 
 @pytest.mark.parametrize(
-    'name', ['{{ $ENV:HOME:x }}', '{{fileDirname}}', '{{_base_.model}}', "'] + [1", '\\x7b\\', '{0}', '{']
+    'name',
+    ['{{ $ENV:HOME:x }}', '{{fileDirname}}', '{{_base_.model}}', "'] + [1", '\\x7b\\', '{0}', '{'],
 )
 def test_a_name_stays_the_text_that_it_is(coco_files, tmp_path, name):
     coco_files.content['categories'][1]['name'] = name

@@ -1,0 +1,75 @@
+"""How a command shows on stderr what it is doing."""
+
+import sys
+import time
+from contextlib import contextmanager
+from typing import Iterable, Iterator
+
+EVERY = 10  # seconds between two counts, where there is no terminal to draw a bar in
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """Show a step while it lasts: a spinner in a terminal, else a line.
+
+    Args:
+        text: What is done.
+
+    Examples:
+        >>> with step('Loading epoch_8.pth'):
+        ...     pass
+    """
+    from rich.text import Text
+
+    console = _console()
+    if console.is_terminal:
+        with console.status(Text(text)):
+            yield
+    else:
+        print(text, file=sys.stderr, flush=True)
+        yield
+
+
+@contextmanager
+def counted(items: Iterable, total: int, text: str) -> Iterator[Iterable]:
+    """Count items as they are taken: a bar in a terminal, else a line every few seconds.
+
+    Args:
+        items: The items.
+        total: How many there are.
+        text: What is done with them.
+
+    Returns:
+        A context that gives the items.
+
+    Examples:
+        >>> with counted('ab', 2, 'Detecting') as letters:
+        ...     list(letters)
+        ['a', 'b']
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeRemaining
+
+    console = _console()
+    if console.is_terminal:
+        columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
+        with Progress(*columns, TimeRemaining(), console=console, transient=True) as progress:
+            yield progress.track(items, total=total, description=text)
+    else:
+        yield _told(items, total, text)
+
+
+def _told(items: Iterable, total: int, text: str) -> Iterator:
+    print(f'{text}: 0 of {total}', file=sys.stderr, flush=True)
+    last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= EVERY:
+            print(f'{text}: {done} of {total}', file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
