@@ -53,7 +53,7 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
         raise ValueError(
             f'{checkpoint}: cannot be loaded into the model of {config.filename} ({reason})'
         ) from error
-    misfit = describe_misfit(model, saved, config.model)
+    misfit = describe_misfit(model, saved, config.model, path=checkpoint)
     if misfit:
         raise ValueError(
             f'{checkpoint}: its weights are not those of the model of {config.filename}. {misfit}'

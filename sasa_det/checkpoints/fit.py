@@ -1,13 +1,15 @@
 """Does a checkpoint hold a model's weights? If not, what differs, and which config would fit?"""
 
-from typing import Dict, Iterator, List, Mapping, Optional, Tuple
+from pathlib import Path
+from typing import Dict, Iterator, List, Mapping, Optional, Tuple, Union
 
 import torch
 from mmengine.config import Config
 from torch import nn
 
 from ..configs import CONFIGS
-from .written_config import plain, written_config
+from .loading import load_from_local
+from .written_config import configs_beside, plain, written_config
 
 Shapes = Dict[str, Tuple[int, ...]]
 
@@ -19,6 +21,7 @@ def describe_misfit(
     checkpoint: Mapping,
     model_cfg: Optional[Mapping] = None,
     *,
+    path: Union[None, str, Path] = None,
     search: bool = True,
 ) -> str:
     """Say how a checkpoint's weights differ from a model's, and which config would fit.
@@ -28,7 +31,8 @@ def describe_misfit(
         checkpoint: The file's content: mmengine's dict, or the weights alone.
         model_cfg: The config's ``model``. If given, options that differ from those of the
             checkpoint's own config are named.
-        search: Search for a config of this package that fits, which takes seconds.
+        path: The checkpoint's file, if it has one: the config that training wrote beside it is named.
+        search: If there is none, search for a config of this package that fits, which takes seconds.
 
     Returns:
         Some lines of text; empty if the weights are exactly the model's, in its shapes.
@@ -50,12 +54,63 @@ def describe_misfit(
         if options:
             lines.append('The config that the checkpoint was written with has')
             lines += [f'  {option}' for option in options[:_SHOWN]]
-    if search:
+    beside = [
+        config.filename
+        for config in (configs_beside(path, checkpoint) if path is not None else ())
+        if plain(config.model) != plain(model_cfg)
+    ]
+    if beside:
+        lines.append(f'It was trained with the config beside it: {" or ".join(beside)}')
+    elif search:
         fitting = find_fitting_config(found)
         lines.append(
             'No config of sasa_det fits it.' if fitting is None else f'It fits sasa_det::{fitting}'
         )
     return '\n'.join(lines)
+
+
+def require_fit(
+    model: nn.Module, checkpoint: Mapping, path, model_cfg: Optional[Mapping], search: bool = True
+) -> None:
+    """Raise if a checkpoint does not hold exactly a model's weights.
+
+    Args:
+        model, checkpoint, path, model_cfg, search: As for :func:`describe_misfit`.
+
+    Raises:
+        ValueError: It does not; says what differs, and which config would fit.
+
+    Examples:
+        >>> require_fit(nn.Linear(2, 3), nn.Linear(2, 3).state_dict(), 'a.pth', None)
+    """
+    misfit = describe_misfit(model, checkpoint, model_cfg, path=path, search=search)
+    if misfit:
+        raise ValueError(f"checkpoint {path} is not of this config's model. {misfit}")
+
+
+def require_fit_before_run(config: Config, path) -> None:
+    """Raise what a run with WholeCheckpointHook would raise, but before the run reads its data.
+
+    Args:
+        config: The run's config. If it has another hook for checkpoints, nothing is checked.
+        path: The checkpoint's file.
+
+    Raises:
+        FileNotFoundError, ValueError: It cannot be read, or does not fit.
+
+    Examples:
+        >>> require_fit_before_run(Config({}), 'no/such.pth')
+    """
+    from mmdet.registry import MODELS
+    from mmengine.registry import DefaultScope
+
+    hook = config.get('default_hooks', {}).get('checkpoint') or {}
+    if hook.get('type') != 'WholeCheckpointHook':
+        return
+    checkpoint = load_from_local(str(path), 'cpu')
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
+        model = MODELS.build(config.model)
+    require_fit(model, checkpoint, path, config.model)
 
 
 def shapes(state_dict: Mapping) -> Shapes:

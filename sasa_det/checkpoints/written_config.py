@@ -55,6 +55,29 @@ def written_config(checkpoint: Mapping) -> Optional[dict]:
     return read_literals(text) if isinstance(text, str) else None
 
 
+def configs_beside(path, checkpoint: Mapping) -> List[Config]:
+    """Find the configs in a checkpoint's folder that have the model of its own copy of the config.
+
+    Args:
+        path: The checkpoint.
+        checkpoint: What was read from it.
+
+    Returns:
+        A Config for each of them, with the file's name. Nothing that they name is imported.
+
+    Examples:
+        >>> configs_beside('no/such.pth', {})
+        []
+    """
+    written = written_config(checkpoint)
+    found = []
+    for file in _python_files(path) if written and 'model' in written else ():
+        values = read_literals(file.read_text(errors='replace'))
+        if values and plain(values.get('model')) == plain(written['model']):
+            found.append(Config(values, filename=str(file)))
+    return found
+
+
 def config_beside(path) -> Config:
     """Find the config that a checkpoint was trained with among the files in its folder.
 
@@ -71,15 +94,9 @@ def config_beside(path) -> Config:
         ValueError: There is none, or more than one; names the files.
     """
     path = Path(path)
-    written = written_config(load_from_local(str(path), 'cpu'))
-    found: List[Config] = []
-    beside = sorted(path.parent.glob('*.py'))
-    for file in beside if written and 'model' in written else ():
-        values = read_literals(file.read_text(errors='replace'))
-        if values and plain(values.get('model')) == plain(written['model']):
-            found.append(Config(values, filename=str(file)))
+    found = configs_beside(path, load_from_local(str(path), 'cpu'))
     if len(found) != 1:
-        names = ', '.join(file.name for file in beside) or 'none'
+        names = ', '.join(file.name for file in _python_files(path)) or 'none'
         how_many = 'none' if not found else 'more than one'
         raise ValueError(
             f'{path}: of the configs beside it, {how_many} is the one that it was trained with; there are: '
@@ -90,6 +107,10 @@ def config_beside(path) -> Config:
     if imports:
         import_modules_from_strings(**imports)
     return found[0]
+
+
+def _python_files(path) -> List[Path]:
+    return sorted(file for file in Path(path).parent.glob('*.py') if file.is_file())
 
 
 def _check_types(value, file: str) -> None:

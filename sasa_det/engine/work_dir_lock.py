@@ -50,11 +50,11 @@ def hold_work_dir(work_dir) -> bool:
         locked = True
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            holder = _first_line(file)
+            holder = _first_line(file) or 'another process'
             file.close()
             raise RuntimeError(
-                f'work_dir {work_dir} is in use by {holder or "another process"}: wait for its end, stop it, or '
-                'choose another folder by --work-dir'
+                f'work_dir {work_dir} is in use by {holder}: wait for its end, stop it, or choose another '
+                'folder by --work-dir'
             ) from None
         locked = False
         print_log(

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
+from sasa_det.checkpoints.detector import load_detector
+from sasa_det.checkpoints.fit import describe_misfit
 from sasa_det.checkpoints.written_config import config_beside, read_literals
+from sasa_det.cli.main import main
 from sasa_det.configs import find_config, read_config
 
 
@@ -85,3 +90,70 @@ def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
     config.dump(tmp_path / 'config.py')
     with pytest.raises(ValueError, match=f'config.py: type={kind!r} is no name of a registry'):
         config_beside(tmp_path / 'epoch_1.pth')
+
+
+class TestMisfit:
+    """Weights of a config that is not the one given: the error names the one beside the checkpoint."""
+
+    @pytest.fixture
+    def trained(self, tmp_path, config):
+        config.merge_from_dict({
+            'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256],
+        })  # fmt: skip
+        init_default_scope('mmdet')
+        weights = MODELS.build(config.model).state_dict()
+        config.dump(tmp_path / 'mine.py')
+        meta = {
+            'cfg': config.pretty_text,
+            'dataset_meta': {'classes': tuple(config.metainfo.classes)},
+        }
+        torch.save({'state_dict': weights, 'meta': meta}, tmp_path / 'epoch_1.pth')
+        return tmp_path / 'epoch_1.pth'
+
+    @pytest.fixture(autouse=True)
+    def no_search(self, monkeypatch):
+        def refuse(found):
+            raise AssertionError('it builds the configs of the package, which takes long')
+
+        monkeypatch.setattr('sasa_det.checkpoints.fit.find_fitting_config', refuse)
+
+    def test_predict_and_explain_name_it(self, trained):
+        other = read_config(find_config('retinanet_sasa-tiny_digits'))
+        beside = trained.with_name('mine.py')
+        with pytest.raises(
+            ValueError, match=f'It was trained with the config beside it: {beside}$'
+        ):
+            load_detector(other, trained)
+
+    def test_test_names_it_before_it_reads_data(self, trained, tmp_path, monkeypatch, capsys):
+        """The data is not there, and the working folder of the run is not made."""
+        monkeypatch.chdir(tmp_path)
+        assert main(['test', 'retinanet_sasa-tiny_digits', str(trained), '--work-dir', 'run']) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"sasa-det test: checkpoint {trained} is not of this config's model."
+        )
+        assert said.endswith(f'It was trained with the config beside it: {tmp_path}/mine.py\n')
+        assert not (tmp_path / 'run').exists()
+
+    def test_options_of_the_command_count(self, trained, tmp_path, monkeypatch, capsys):
+        """The config is the checkpoint's but for an option; with the right options the data is missing next."""
+        monkeypatch.chdir(tmp_path)
+        more = ['--work-dir', 'run', '--cfg-options', 'model.backbone.attn_cfg.kernel_size=3']
+        assert main(['test', 'mine.py', str(trained), *more]) == 2
+        assert 'kernel_size=5, not 3' in capsys.readouterr().err
+        more = [
+            '--cfg-options',
+            'model.backbone.base_channels=8',
+            'model.neck.in_channels=[32,64,128,256]',
+        ]
+        assert main(['test', 'retinanet_sasa-tiny_digits', str(trained), *more]) == 2
+        assert 'instances_val.json' in capsys.readouterr().err.splitlines()[-1]
+
+    def test_a_config_of_the_same_model_is_not_named(self, trained, config):
+        """Here the weights themselves differ."""
+        saved = torch.load(trained)
+        saved['state_dict'].popitem()
+        model = MODELS.build(config.model)
+        said = describe_misfit(model, saved, config.model, path=trained, search=False)
+        assert '1 weight is not in the checkpoint' in said and 'beside' not in said

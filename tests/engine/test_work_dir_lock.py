@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from sasa_det.engine.work_dir_lock import hold_work_dir, release_work_dir
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -89,7 +89,7 @@ class WholeCheckpointHook(CheckpointHook):
             self.backend_args = {'backend': 'WholeFileBackend'}
 
     def before_run(self, runner) -> None:
-        """Hold the work_dir, make the run load safely, and choose the checkpoint to resume from, if none is named.
+        """Hold the work_dir, make the run load safely, and choose what to resume from, if it is not named.
 
         Args:
             runner: The runner.
