@@ -73,7 +73,10 @@ def _mmdets(tool: str) -> Callable:
             if checkpoint not in (None, 'auto'):
                 find_checkpoint(checkpoint)
         prepare()
-        read_config(path)
+        from .run_checks import check_run
+
+        config = read_config(path, given.get('cfg_options') or ())
+        check_run(tool, config, given)
         place = rest.index(given['config'])
         run_tool(tool, [*rest[:place], str(path), *rest[place + 1 :]])
         return 0
