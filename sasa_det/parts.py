@@ -12,9 +12,14 @@ else:
     from mmengine import registry
 
     _NAMES = dict(
-        MODELS=('SASAResNet', 'SASAFPN', 'SASARetinaHead', 'AttentionStem'),
+        MODELS=('AttendingDetector', 'SASAResNet', 'SASAFPN', 'SASARetinaHead', 'AttentionStem'),
         DATASETS=('CheckedCocoDataset',),
-        HOOKS=('WholeCheckpointHook', 'EpochSeedHook', 'AttentionVisualizationHook'),
+        HOOKS=(
+            'WholeCheckpointHook',
+            'EpochSeedHook',
+            'CollectDirHook',
+            'AttentionVisualizationHook',
+        ),
     )
 
     def _refuse(*args, **kwargs):

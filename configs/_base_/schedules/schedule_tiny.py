@@ -34,6 +34,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='EpochSeedHook'),
+    collect_dir=dict(type='CollectDirHook'),
     visualization=dict(type='DetVisualizationHook'),
 )
 env_cfg = dict(

@@ -2,6 +2,7 @@
 
 from .attention_visualization_hook import AttentionVisualizationHook
 from .checkpoint_hook import WholeCheckpointHook
+from .collect_dir_hook import CollectDirHook
 from .epoch_seed_hook import EpochSeedHook
 
-__all__ = ['AttentionVisualizationHook', 'EpochSeedHook', 'WholeCheckpointHook']
+__all__ = ['AttentionVisualizationHook', 'CollectDirHook', 'EpochSeedHook', 'WholeCheckpointHook']
