@@ -109,6 +109,7 @@ def test_a_counter(name):
         dict(logits='qr'),
         dict(position='none', bias=True, out_proj=True),
         dict(position='absolute', stride=2),
+        dict(stride=2, downsample='query', out_proj=True),
         dict(position_per_head=True, dilation=2, backend='eager'),
     ],
     ids=str,
