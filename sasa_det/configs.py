@@ -131,3 +131,33 @@ def parse_cfg_options(cfg_options: Sequence[str]) -> dict:
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={})
     return parser.parse_args(['--cfg-options', *cfg_options] if cfg_options else []).cfg_options
+
+
+def config_literal(value) -> str:
+    """Write a value as Python reads it back, whatever the data says.
+
+    mmengine's own formatting does not escape the keys of dicts. It also replaces `{{ ... }}` in a config's text,
+    within strings too, so that no brace of a string may stand there as it is.
+
+    Args:
+        value: Dicts, lists, tuples, texts, numbers, booleans and None.
+
+    Raises:
+        ValueError: The value has parts of other types than a config has.
+
+    Examples:
+        >>> config_literal({'a': ('b',)})
+        "{'a': ('b',)}"
+    """
+    if isinstance(value, dict):
+        items = (f'{config_literal(key)}: {config_literal(item)}' for key, item in value.items())
+        return f'{{{", ".join(items)}}}'
+    if isinstance(value, (list, tuple)):
+        ends = '()' if isinstance(value, tuple) else '[]'
+        comma = ',' if isinstance(value, tuple) and len(value) == 1 else ''
+        return f'{ends[0]}{", ".join(map(config_literal, value))}{comma}{ends[1]}'
+    if isinstance(value, str):
+        return repr(str(value)).replace('{', '\\x7b')
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    raise ValueError(f'a config cannot hold {value!r}')

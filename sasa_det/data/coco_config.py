@@ -10,7 +10,7 @@ from typing import List, Optional, Tuple, Union
 from mmengine.config import Config
 
 from ..cli.parsers import coco_config as parser
-from ..configs import COCO_FORMAT, find_config
+from ..configs import COCO_FORMAT, config_literal, find_config
 from .checked_coco import check_classes, check_images, load_annotations
 from .entry_problems import check_entries
 
@@ -100,18 +100,18 @@ def write_coco_config(
     if '::' not in base:  # mmengine reads it relative to the config
         base = Path(base).resolve().as_posix()
     text = _TEMPLATE.format(
-        base=_literal(base),
-        classes=_literal(classes),
+        base=config_literal(base),
+        classes=config_literal(classes),
         classes_count=len(classes),
-        data_root=_literal(f'{root.as_posix()}/'),
-        train_ann=_literal(train_ann),
-        val_ann=_literal(val_ann),
-        train_img=_literal(train_img),
-        val_img=_literal(val_img),
-        val_ann_path=_literal((root / val_ann).as_posix()),
+        data_root=config_literal(f'{root.as_posix()}/'),
+        train_ann=config_literal(train_ann),
+        val_ann=config_literal(val_ann),
+        train_img=config_literal(train_img),
+        val_img=config_literal(val_img),
+        val_ann_path=config_literal((root / val_ann).as_posix()),
     )
     if max_epochs is not None or image_scale is not None:
-        inherited = Config.fromstring(f'_base_ = {_literal(base)}', '.py')
+        inherited = Config.fromstring(f'_base_ = {config_literal(base)}', '.py')
         if max_epochs is not None:
             text += _epochs_lines(inherited, base, max_epochs)
         if image_scale is not None:
@@ -119,29 +119,6 @@ def write_coco_config(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding='utf-8')
     return out
-
-
-def _literal(value) -> str:
-    """Write a value as Python reads it back, whatever the data says.
-
-    mmengine's own formatting does not escape the keys of dicts. It also replaces `{{ ... }}` in a config's text,
-    within strings too, so that no brace of a string may stand there as it is.
-
-    Raises:
-        ValueError: The value has parts of other types than a config has.
-    """
-    if isinstance(value, dict):
-        items = (f'{_literal(key)}: {_literal(item)}' for key, item in value.items())
-        return f'{{{", ".join(items)}}}'
-    if isinstance(value, (list, tuple)):
-        ends = '()' if isinstance(value, tuple) else '[]'
-        comma = ',' if isinstance(value, tuple) and len(value) == 1 else ''
-        return f'{ends[0]}{", ".join(map(_literal, value))}{comma}{ends[1]}'
-    if isinstance(value, str):
-        return repr(str(value)).replace('{', '\\x7b')
-    if value is None or isinstance(value, (bool, int, float)):
-        return repr(value)
-    raise ValueError(f'a config cannot hold {value!r}')
 
 
 def _copied(steps) -> List[dict]:
@@ -169,7 +146,7 @@ def _epochs_lines(inherited: Config, base: str, max_epochs: int) -> str:
     return (
         f'\n# {before} epochs in the base, whose learning rate schedule is stretched.\n'
         f'train_cfg = dict(max_epochs={max_epochs})\n'
-        f'param_scheduler = {_literal(schedulers)}\n'
+        f'param_scheduler = {config_literal(schedulers)}\n'
     )
 
 
@@ -189,7 +166,7 @@ def _scale_lines(inherited: Config, base: str, image_scale: Union[int, Tuple[int
         for step in resizes:
             step['scale'] = scale
         lines += (
-            f'{name}_pipeline = {_literal(pipeline)}\n'
+            f'{name}_pipeline = {config_literal(pipeline)}\n'
             f"{name}_dataloader['dataset']['pipeline'] = {name}_pipeline\n"
         )
     return lines
