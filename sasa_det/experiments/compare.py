@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..cli.parsers import compare as parser
 from ..configs import describe_parts, find_config, read_config
+from ..engine.work_dir_lock import hold_work_dir
 from ..evaluation.costs import Costs, build_model, count_costs
 from ..evaluation.training_log import read_training_log
 from .training_run import RunFailed, TrainingRun
@@ -280,6 +281,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         configs = [find_config(name) for name in arguments.configs]
+        hold_work_dir(arguments.work_dir)
         failed = compare(configs, arguments.work_dir, arguments.seeds, arguments.cfg_options)
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)

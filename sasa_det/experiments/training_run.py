@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from ..configs import read_config
+from ..engine.hooks.checkpoint_hook import WholeFileBackend
 from ..evaluation.training_log import read_training_log
 
 _POLL = 0.5  # seconds
@@ -88,9 +89,8 @@ class TrainingRun:
             train_mb=gpu_mb or self._peaks()['train'],
             test_mb=test_mb,
         )
-        partial = self.work_dir / 'result.partial'
-        partial.write_text(json.dumps(result, indent=2) + '\n')
-        partial.rename(self.work_dir / 'result.json')
+        text = json.dumps(result, indent=2) + '\n'
+        WholeFileBackend().put(text.encode(), self.work_dir / 'result.json')
         return result
 
     def _run(self, tool: str, *arguments: str, watch: Callable[[], None]) -> int:

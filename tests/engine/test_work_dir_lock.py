@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from sasa_det.engine.work_dir_lock import hold_work_dir, release_work_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,3 +85,28 @@ def test_without_locks_it_is_logged_once(tmp_path, monkeypatch, capsys):
     release_work_dir(tmp_path)
     printed = capsys.readouterr()
     assert (printed.out + printed.err).count('cannot be locked (No locks available)') == 1
+
+
+@pytest.mark.parametrize(
+    'command, more',
+    [
+        ('train', []),
+        ('train', ['--launcher', 'pytorch']),
+        ('compare', ['--seeds', '1']),
+    ],
+)
+def test_commands_refuse_it_before_they_read_data(tmp_path, command, more):
+    """There is no data here, and the config is not written into the folder."""
+    work_dir = tmp_path / 'run'
+    hold_work_dir(work_dir)
+    argv = [command, 'retinanet_sasa-tiny_digits', '--work-dir', str(work_dir), *more]
+    done = subprocess.run(
+        [sys.executable, '-m', 'sasa_det', *argv],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PATH='', RANK='0'),
+    )  # fmt: skip
+    release_work_dir(work_dir)
+    assert done.returncode == 2, done.stdout
+    said = f'sasa-det {command}: work_dir {work_dir} is in use by process {os.getpid()} on '
+    assert done.stdout.splitlines()[-1].startswith(said)
+    assert [path.name for path in work_dir.iterdir()] == ['.training']
