@@ -1,6 +1,7 @@
 """The command line: its sub-commands, and how errors are reported."""
 
 import argparse
+import os
 import re
 import sys
 from functools import partial
@@ -71,6 +72,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as error:
         if options.traceback or not (options.passes_on or isinstance(error, EXPECTED)):
             raise
+        if 'TORCHELASTIC_ERROR_FILE' in os.environ:
+            # torchrun ends with what stands there.
+            from torch.distributed.elastic.multiprocessing.errors import ErrorHandler
+
+            ErrorHandler().record_exception(error)
         # What is still buffered would follow the message in a log of both streams.
         sys.stdout.flush()
         print(f'sasa-det {options.command}: {_one_message(error)}', file=sys.stderr)

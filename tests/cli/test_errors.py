@@ -1,5 +1,6 @@
 """The last line of a command that fails is its own sentence, and no warnings of others are around it."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -55,6 +56,15 @@ def test_each_error_has_a_sentence(monkeypatch, capsys, error, said):
     fail_with(monkeypatch, error)
     assert main(['train']) == 2
     assert capsys.readouterr().err == f'sasa-det train: {said}\n'
+
+
+def test_torchrun_ends_with_the_sentence_too(monkeypatch, tmp_path):
+    """It shows what its processes leave in a file; without one, how to write one."""
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'error.json'))
+    fail_with(monkeypatch, ValueError('a must be b'))
+    assert main(['train']) == 2
+    left = json.loads((tmp_path / 'error.json').read_text())['message']['extraInfo']['py_callstack']
+    assert left.endswith('ValueError: a must be b\n')
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from mmdet.registry import DATASETS, METRICS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from sasa_det.configs import config_literal
 from sasa_det.data import coco_config
-from sasa_det.data.coco_config import _literal, main, write_coco_config
+from sasa_det.data.coco_config import main, write_coco_config
 
 CONVOLUTIONS = 'sasa_det::quickstart/retinanet_tiny_coco-format.py'
 
@@ -273,6 +274,6 @@ def test_a_name_stays_the_text_that_it_is(coco_files, tmp_path, name):
 
 def test_a_literal_is_read_back_as_it_was():
     value = {'a': [1, -2.5, None, True, ('b',), ()], "c'": {'{{d}}': '\n"\\'}}
-    assert eval(_literal(value)) == value
+    assert eval(config_literal(value)) == value
     with pytest.raises(ValueError, match='cannot hold'):
-        _literal([object()])
+        config_literal([object()])
