@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import tarfile
 import warnings
 import zipfile
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from mmengine.runner.checkpoint import (
 )
 
 from ..environment.stack import mend_command
+from ..files import find_path_problem
 from . import restricted_pickle
 from .types import ASKS
 
@@ -58,7 +60,8 @@ def safe_loading() -> Iterator[None]:
 def load_from_local(filename, map_location=None) -> dict:
     """Load a checkpoint file, or raise an error with the file and the reason.
 
-    No code from the file is run, neither by pickle nor as a config.
+    No code from the file is run, neither by pickle nor as a config. Types that the process has put on torch's
+    list, by ``torch.serialization.add_safe_globals``, are loaded, too.
 
     Args:
         filename: The file.
@@ -78,11 +81,9 @@ def load_from_local(filename, map_location=None) -> dict:
         FileNotFoundError: checkpoint no/such.pth does not exist
     """
     path = os.path.expanduser(filename)
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'checkpoint {path} does not exist')
     damage = find_damage(path)
     if damage is not None:
-        raise ValueError(f'checkpoint {path} {damage}')
+        raise (ValueError if os.path.exists(path) else FileNotFoundError)(f'checkpoint {path} {damage}')
     try:
         with warnings.catch_warnings():
             # Of the pickle's protocol: torch asks for an issue where this function refuses or reads.
@@ -180,29 +181,35 @@ def find_damage(path) -> Optional[str]:
 
     Returns:
         The end of a sentence that begins with the file's name; None if the file is whole. Files in
-        torch's format before 1.6 have no checksums, and count as whole.
+        torch's format before 1.6 have no checksums, and count as whole. TorchScript archives and
+        tar files, torch's format of 2016, are no checkpoints here: torch would run or extract them.
 
     Examples:
         >>> find_damage('no/such.pth')
         'does not exist'
     """
-    if not os.path.isfile(path):
-        return 'does not exist'
+    problem = find_path_problem(path)
+    if problem is not None:
+        return problem
     with open(path, 'rb') as file:
         begin = file.read(2)
     if not begin:
         return 'is empty'
     if begin != b'PK':
-        return None
+        return 'is a tar file' if tarfile.is_tarfile(path) else None
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(name.endswith('/constants.pkl') for name in archive.namelist()):
+                return 'is a program in TorchScript'
             for entry in archive.infolist():
                 if entry.compress_type != zipfile.ZIP_STORED:
                     # A few megabytes may unpack to more than the memory.
                     return f'was not written by torch: {entry.filename} in it is compressed'
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError):
+    except (zipfile.BadZipFile, EOFError, OSError):
         return 'is cut short: the end of the file is not there'
+    except Exception as error:  # of a version or an encryption that torch does not write
+        return f'was not written by torch: {error}'
     return None if damaged is None else f'is damaged: the checksum of {damaged} in it is wrong'
 
 

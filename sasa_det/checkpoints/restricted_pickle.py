@@ -19,7 +19,11 @@ UnpicklingError = pickle.UnpicklingError
 @cache
 def _allowed() -> Dict[str, Any]:
     names = {
+        'collections.Counter': collections.Counter,  # the milestones of MultiStepLR
         'collections.OrderedDict': collections.OrderedDict,
+        'builtins.bytearray': bytearray,
+        'builtins.complex': complex,
+        'builtins.set': set,
         'torch.Size': torch.Size,
         'torch.device': torch.device,
         '_codecs.encode': _encode,
@@ -41,8 +45,13 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode('latin1')
 
 
-class Unpickler(pickle.Unpickler):
-    """Python's unpickler, which finds what is allowed and nothing else."""
+class Unpickler(pickle._Unpickler):
+    """Python's unpickler, which finds what is allowed and nothing else.
+
+    It is the one written in Python, whose steps can be restricted, too.
+    """
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str):
         """Give what a name stands for.
@@ -59,6 +68,31 @@ class Unpickler(pickle.Unpickler):
                 'logs may be loaded'
             )
         return _allowed()[full]
+
+    def load_build(self) -> None:
+        """Set the state of an object, and of no function or class: they are the whole process's.
+
+        Raises:
+            UnpicklingError: It is another object.
+        """
+        kind = type(self.stack[-2])
+        if not any(kind is allowed for allowed in _allowed().values()):
+            raise UnpicklingError(f'WeightsUnpickler error: it sets the state of a {kind.__name__}')
+        super().load_build()
+
+    def load_binpersid(self) -> None:
+        """Load a storage, and nothing else that torch looks up outside of the pickle.
+
+        Raises:
+            UnpicklingError: It is something else, such as a module's source, which torch compares and writes.
+        """
+        asked = self.stack[-1]
+        if not isinstance(asked, tuple) or asked[:1] not in (('storage',), (b'storage',)):
+            raise UnpicklingError('WeightsUnpickler error: it asks torch for something other than storages')
+        super().load_binpersid()
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
 
 
 def load(file, **options):

@@ -19,7 +19,9 @@ def allow_checkpoint_types() -> None:
 
     torch 2.6 and later load weights only, unless other types are allowed. mmengine's checkpoints
     also hold its logs: HistoryBuffers made of numpy arrays. Only these types are allowed, for this
-    process. Versions of torch without such a list are left alone.
+    process. Versions of torch without such a list are left alone. Where another part of the process allows
+    numpy's own types, they load as without this function: torch's list has one entry for each name, so that
+    each replacement here gives way to what it replaces.
 
     Examples:
         >>> allow_checkpoint_types()
@@ -55,11 +57,20 @@ def checkpoint_types() -> List[Tuple[Union[type, Callable], str]]:
     return allowed
 
 
+def _others_allow(real) -> bool:
+    """Tell whether someone else has put what is replaced here on torch's list."""
+    entries = torch.serialization.get_safe_globals() if ASKS else ()
+    return any(real is (entry[0] if isinstance(entry, tuple) else entry) for entry in entries)
+
+
 class _Dtype:
     """Replace ``numpy.dtype``, which takes its flags and parts from the file.
 
     With a file's own flags numpy follows pointers that the file brings along, within the unpickler.
     """
+
+    def __new__(cls, *args):
+        return np.dtype(*args) if _others_allow(np.dtype) else super().__new__(cls)
 
     def __init__(self, code, align=False, copy=True) -> None:
         if not isinstance(code, str) or code not in _CODES:
@@ -87,6 +98,9 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state) -> None:
         _, shape, dtype, fortran, raw = state
+        if isinstance(dtype, np.dtype):  # as others allow
+            super().__setstate__(state)
+            return
         dtype = _real(dtype)
         whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
         if not whole or type(raw) is not bytes or len(raw) != math.prod(shape) * dtype.itemsize:
@@ -101,8 +115,10 @@ class _Array(np.ndarray):
         return np.asarray(self).__reduce_ex__(protocol)
 
 
-def _reconstruct(kind, shape, code) -> _Array:
+def _reconstruct(kind, shape, code) -> np.ndarray:
     """Replace numpy's function of this name, by which its pickles begin an array."""
+    if kind is np.ndarray:  # as others allow
+        return np.empty(0).__reduce__()[0](kind, shape, code)
     if kind is not _Array:
         raise UnpicklingError(f'the checkpoint has an array of type {kind!r}')
     return np.ndarray.__new__(_Array, (0,), np.int8)
@@ -110,15 +126,19 @@ def _reconstruct(kind, shape, code) -> _Array:
 
 def _scalar(dtype, raw):
     """Replace numpy's function of this name, by which its pickles hold a single number."""
+    if isinstance(dtype, np.dtype):  # as others allow
+        return np.float64().__reduce__()[0](dtype, raw)
     dtype = _real(dtype)
     if type(raw) is not bytes or len(raw) != dtype.itemsize:
         raise UnpicklingError('the checkpoint has a number of another size than its type')
     return np.frombuffer(raw, dtype)[0]
 
 
-def _no_bytes() -> bytes:
+def _no_bytes(*args) -> bytes:
     """Replace ``bytes``, which pickle calls without arguments for the content of an empty array."""
-    return b''
+    if args and not _others_allow(bytes):
+        raise UnpicklingError('the checkpoint has bytes that pickle does not write')
+    return bytes(*args)
 
 
 def _real(dtype) -> np.dtype:
@@ -134,7 +154,8 @@ def _history_buffer_method(owner: type, name: str) -> Callable:
     """
     from mmengine.logging.history_buffer import HistoryBuffer
 
-    if owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean'):
+    statistics = owner is HistoryBuffer and name in ('min', 'max', 'current', 'mean')
+    if statistics or _others_allow(getattr):
         return getattr(owner, name)
     raise UnpicklingError(
         f'the checkpoint asks for attribute {name!r} of {owner!r}; only the statistics '
