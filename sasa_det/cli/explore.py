@@ -1,6 +1,8 @@
 """``sasa-det explore``: a web page that shows where a detector attends."""
 
 import argparse
+import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -9,10 +11,11 @@ EXAMPLES = """\
 examples:
   sasa-det explore
   sasa-det explore runs/1/epoch_12.pth --port 8000
-  sasa-det explore runs/1/epoch_12.pth --host 0.0.0.0
+  sasa-det explore runs/1/epoch_12.pth --host 0.0.0.0 --name gpubox.example.org
 
 The page is for this machine alone, unless --host says otherwise: whoever reaches the address may then
-use it. It needs the extra `demo`, and nothing from the network.
+use it. It answers at that address only; --name adds the name of the machine, a proxy or a tunnel. It
+needs the extra `demo`, and nothing from the network.
 """
 
 
@@ -51,6 +54,13 @@ def add_to(commands) -> None:
         '--host', default='127.0.0.1', help='address to listen at (default: %(default)s)'
     )
     parser.add_argument('--port', type=int, help='port (default: the first free one from 7860)')
+    parser.add_argument(
+        '--name',
+        action='append',
+        default=[],
+        metavar='NAME[:PORT]',
+        help='another name in the address by which browsers reach the page; may be repeated',
+    )
     parser.set_defaults(run=run, passes_on=False)
 
 
@@ -68,19 +78,24 @@ def run(options: argparse.Namespace) -> None:
         raise FileNotFoundError(
             f'{DEFAULT}: no such checkpoint; `bash tools/quickstart.sh` trains one, or name yours'
         )
-    from rich.console import Console
+    from .inputs import find_detector, load
+    from .progress import step
 
-    from .inputs import load
-
-    with Console(stderr=True).status('Loading the detector'):
+    find_detector(options)
+    with step('Loading Gradio'):
         from ..visualization.explorer.page import build_page, require_gradio, serve
 
         require_gradio()
-        model = load(options)
-        from ..visualization.explorer.examples import make_examples
-        from ..visualization.explorer.session import Explorer
+    model = load(options)
+    from ..visualization.explorer.examples import make_examples
+    from ..visualization.explorer.session import Explorer
 
-        explorer = Explorer(model, options.score_thr)
+    # Service managers stop a program by SIGTERM. As Ctrl-C it lets the visitors' files be deleted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
-        page = build_page(explorer, make_examples(Path(folder)), Path(options.checkpoint).name)
-        serve(page, options.host, options.port)
+        os.environ['GRADIO_TEMP_DIR'] = f'{folder}/gradio'  # for all that Gradio writes
+        with step('Starting the page'):
+            explorer = Explorer(model, options.score_thr)
+            examples = make_examples(Path(folder))
+            page = build_page(explorer, examples, Path(options.checkpoint).name)
+        serve(page, options.host, options.port, names=options.name)

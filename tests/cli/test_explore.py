@@ -57,21 +57,38 @@ def test_a_checkpoint_that_runs_code_is_refused(gradio, capsys, trained, tmp_pat
         assert not mark.exists()
 
 
-def test_it_serves_this_machine_until_interrupted(gradio, trained):
+@pytest.mark.parametrize('stop', [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_this_machine_until_it_is_stopped(gradio, trained, tmp_path, stop):
     command = [sys.executable, '-W', 'ignore', '-m', 'sasa_det', 'explore', str(trained)]
     # What a shell starts in the background ignores Ctrl-C, and so would what it starts in turn.
     heed_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+    said, folder = tmp_path / 'said', tmp_path / 'files'
+    folder.mkdir()
+    with said.open('w') as stderr:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=heed_ctrl_c,
+            env={**os.environ, 'TMPDIR': str(folder)},
+        )  # fmt: skip
     try:
         line = process.stdout.readline()
         while line and not line.startswith('http'):  # mmdet's fork prints when it is imported
             line = process.stdout.readline()
-        assert line.startswith('http://127.0.0.1:')
+        assert line.startswith('http://127.0.0.1:'), said.read_text()
+        steps = [
+            'Loading Gradio',
+            f'Loading {trained}',
+            f'detector: {trained} with ',
+            'Starting the page',
+        ]
+        lines = said.read_text().splitlines()
+        assert [step for text in lines for step in steps if text.startswith(step)] == steps
         page = urllib.request.urlopen(line.split()[0], timeout=60).read().decode()
         assert 'attention explorer' in page
         time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        assert list(folder.glob('*/gradio/*'))
+        process.send_signal(stop)
         assert process.wait(60) in (0, 130)
+        assert not list(folder.glob('*/gradio'))
     finally:
         process.kill()
         process.wait()

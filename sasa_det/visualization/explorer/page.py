@@ -5,18 +5,19 @@ import logging
 import os
 from functools import wraps
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from .pictures import draw_detections, draw_grids, draw_heat, zoom
 from .session import Detection, Explorer
 from .summary import HEADERS, head_rows
-from .uploads import MEGABYTES, SUFFIXES, read_upload
+from .uploads import MEGABYTES, SUFFIXES, Uploads, read_upload
 
 WAITING = 16  # requests that may wait for the detector; further ones are refused as busy
 SESSIONS = 50  # whose images are kept
-KEPT_FOR = 3600  # seconds, of images and pictures
+KEPT_FOR = 3600  # seconds, of a visitor's image in memory
+SHOWN_FOR = 600  # seconds, of a picture's file: the browser takes it at once
 
 INTRODUCTION = """\
 # Where does attention look?
@@ -69,7 +70,7 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
     with gr.Blocks(
         title='sasa_det: attention explorer',
         analytics_enabled=False,
-        delete_cache=(KEPT_FOR, KEPT_FOR),
+        delete_cache=(60, SHOWN_FOR),
         fill_width=True,
     ) as page:
         opened = gr.State(time_to_live=KEPT_FOR)
@@ -83,6 +84,7 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
                     height=120,
                     elem_id='upload',
                 )
+                page.uploads = Uploads(Path(upload.GRADIO_CACHE) / 'uploads')
                 gallery = gr.Gallery(
                     [(path, f'example {place}') for place, path in enumerate(examples, 1)],
                     label='Examples',
@@ -149,23 +151,22 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
 
         @_sentences(message)
         def begin(name: str, chosen_level: str):
-            return open_image(examples[0], name, chosen_level)
+            return open_image(read_upload(examples[0]), name, chosen_level)
 
         @_sentences(message)
         def take_example(name: str, chosen_level: str, chosen: gr.SelectData):
             number = chosen.index
             if not isinstance(number, int) or not 0 <= number < len(examples):
                 raise ValueError(f'There is no such example; there are {len(examples)}.')
-            return open_image(examples[number], name, chosen_level)
+            return open_image(read_upload(examples[number]), name, chosen_level)
 
         @_sentences(message)
-        def take_upload(path: Optional[str], name: str, chosen_level: str):
-            if path is None:
+        def take_upload(file: Optional[dict], name: str, chosen_level: str):
+            if file is None:
                 raise ValueError('No image was given.')
-            return open_image(Path(path), name, chosen_level)
+            return open_image(page.uploads.read(file['path']), name, chosen_level)
 
-        def open_image(path: Path, name: str, chosen_level: Optional[str]):
-            image = read_upload(path)
+        def open_image(image: np.ndarray, name: str, chosen_level: Optional[str]):
             new = Opened(image, explorer.detect(image))
             row, col = (edge // 2 for edge in image.shape[:2])
             return {opened: new, x: col, y: row, **show(new, row, col, name, chosen_level)}
@@ -211,8 +212,10 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
         everything = [message, opened, x, y, *shown]
         page.load(begin, choice, everything, api_name='begin', **one_at_a_time)
         upload.upload(
-            take_upload, [upload, *choice], everything, api_name='detect', **one_at_a_time
-        )
+            take_upload, [upload, *choice], everything,
+            # Gradio would open the file once more, and leave a second one.
+            api_name='detect', preprocess=False, **one_at_a_time,
+        )  # fmt: skip
         gallery.select(take_example, choice, everything, api_name='example', **one_at_a_time)
         picture.select(
             take_click, [opened, *choice], [message, x, y, *shown],
@@ -228,7 +231,9 @@ def build_page(explorer: Explorer, examples: List[Path], name: str):
     return page
 
 
-def serve(page, host: str, port: Optional[int], block: bool = True) -> str:
+def serve(
+    page, host: str, port: Optional[int], block: bool = True, names: Sequence[str] = ()
+) -> str:
     """Serve the page.
 
     Args:
@@ -236,17 +241,26 @@ def serve(page, host: str, port: Optional[int], block: bool = True) -> str:
         host: The address to listen at; 127.0.0.1 allows this machine alone.
         port: The port to listen at; by default the first free one from 7860.
         block: Whether to block until interrupted.
+        names: Other names by which visitors reach it, such as a proxy's, with a port or without.
 
     Returns:
         The page's address.
 
     Raises:
         OSError: The port is taken.
+        ValueError: One of the names is none.
     """
+    from starlette.middleware import Middleware
+
+    from .gate import Gate, parse_names
+
+    gate = Middleware(Gate, host=host, names=parse_names(names), uploads=page.uploads)
     _, url, _ = page.launch(
-        server_name=host,
+        server_name=f'[{host}]' if ':' in host and host[0] != '[' else host,
         server_port=port,
+        app_kwargs=dict(middleware=[gate]),
         max_file_size=MEGABYTES * 2**20,
+        show_error=True,
         state_session_capacity=SESSIONS,
         share=False,
         quiet=True,

@@ -1,15 +1,23 @@
 """The page's server, asked by a program that means it no good."""
 
+import functools
 import json
+import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import quote
+from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import cv2
 import numpy as np
 import pytest
 
+from sasa_det.visualization.explorer import uploads
+
 httpx = pytest.importorskip('httpx', reason='the explorer\'s page needs gradio: the extra "demo"')
+
+from sasa_det.visualization.explorer import gate  # noqa: E402  it needs gradio's packages
 
 BUSY = 'Queue is full'
 
@@ -99,15 +107,169 @@ def test_what_is_asked_wrongly_is_answered_by_a_sentence(visitor):
     says('Give both x and y', 'look', None, None, 1, LAYER, None)
 
 
+def refused(answer, status, text):
+    assert (answer.status_code, answer.headers['content-type'].split(';')[0]) == (
+        status, 'text/plain',
+    )  # fmt: skip
+    assert text in answer.text and answer.text.endswith('.')
+
+
 def test_uploads_that_are_too_large_or_no_images(visitor):
-    assert visitor.upload(bytes(11 * 2**20)).status_code == 413
-    (path,) = visitor.upload(b'\x89PNG\r\n\x1a\n' + bytes(100)).json()
-    assert (
-        'not an image that can be read' in visitor.ask('detect', visitor.file(path), LAYER, None)[0]
-    )
-    (path,) = visitor.upload(b'import os', 'run.py').json()
-    answer = visitor.ask('detect', visitor.file(path), LAYER, None)
-    assert isinstance(answer, str) and 'nvalid file type' in answer
+    for size in (10 * 2**20 + 1, 11 * 2**20):
+        refused(visitor.upload(bytes(size)), 413, 'The file is larger than 10 MB')
+    for data, name in ((b'\x89PNG\r\n\x1a\n' + bytes(100), 'a.png'), (b'import os', 'run.py')):
+        (path,) = visitor.upload(data, name).json()
+        message = visitor.ask('detect', visitor.file(path), LAYER, None)[0]
+        assert 'not an image that can be read' in message
+
+
+def test_one_image_at_a_time(visitor, image_file):
+    data = image_file.read_bytes()
+    post = functools.partial(visitor.client.post, f'{visitor.url}/gradio_api/upload')
+    for number in (2, 10):
+        files = [('files', (f'{place}.png', data, 'image/png')) for place in range(number)]
+        refused(post(files=files), 400, 'Give one image at a time')
+    refused(post(data=dict(files='text')), 400, 'Give one image at a time')
+    refused(post(content=b'{}'), 400, 'Give one image at a time')
+    refused(post(content=iter([b'no length'])), 411, 'does not say its length')
+    both = {'content-length': '9', 'transfer-encoding': 'chunked'}
+    refused(post(content=iter([b'no length']), headers=both), 411, 'does not say its length')
+
+    uploaded = [visitor.file(visitor.upload(data).json()[0]) for _ in range(2)]
+    assert 'Give one image at a time' in visitor.ask('detect', uploaded, LAYER, None)
+    assert visitor.ask('detect', uploaded[0], LAYER, None)[0] == ''
+
+
+def test_an_upload_is_deleted_once_it_is_read(visitor, image_file):
+    for data in (image_file.read_bytes(), b'not an image'):
+        # The same content of two visitors is two files.
+        paths = [Path(visitor.upload(data).json()[0]) for _ in range(2)]
+        assert all(path.read_bytes() == data for path in paths)
+        for left, path in enumerate(paths, -1):
+            visitor.ask('detect', visitor.file(str(path)), LAYER, None)
+            assert not path.exists() and paths[1].exists() == (left < 0)
+        answer = visitor.ask('detect', visitor.file(str(paths[0])), LAYER, None)
+        assert 'There is no such upload' in answer
+
+
+def test_an_upload_is_deleted_if_it_is_not_read(visitor, image_file, monkeypatch):
+    monkeypatch.setattr(gate, 'UNREAD_FOR', 0.1)
+    path = Path(visitor.upload(image_file.read_bytes()).json()[0])
+    for _ in range(100):
+        if not path.exists():
+            break
+        time.sleep(0.1)
+    assert not path.exists()
+
+
+def test_uploads_take_a_limited_space_together(visitor, image_file, monkeypatch):
+    monkeypatch.setattr(uploads, 'TOGETHER', 2)
+    data = bytes(2**19)
+    kept = [visitor.upload(data).json()[0] for _ in range(3)]
+    for _ in range(3):
+        refused(visitor.upload(data), 503, 'take up the 2 MB')
+    # One that is refused takes no space, and one that is read gives its own back.
+    assert visitor.upload(b'small').status_code == 200
+    visitor.ask('detect', visitor.file(kept[0]), LAYER, None)
+    assert visitor.upload(data).status_code == 200
+    refused(visitor.upload(data), 503, 'Try again')
+
+
+class TestNames:
+    """The page answers at its own address, to its own page; what others ask does nothing."""
+
+    OTHERS = ('evil.example', 'evil.example:{port}', '127.0.0.1:1', '127.0.0.1', '127.0.0.1.nip.io:{port}',
+              '169.254.0.1:{port}', 'me@127.0.0.1:{port}', '[', '127.0.0.1:{port}:', '')  # fmt: skip
+    OWN = ('127.0.0.1:{port}', 'localhost:{port}', 'LOCALHOST:{port}', '[::1]:{port}')
+
+    @staticmethod
+    def get(url, host, **headers):
+        host = host.format(port=urlsplit(url).port)
+        return httpx.get(f'{url}config', headers=dict(host=host, **headers))
+
+    @pytest.mark.parametrize('host', OTHERS)
+    def test_other_hosts(self, url, host):
+        refused(self.get(url, host), 403, 'The explorer does not answer at ')
+
+    @pytest.mark.parametrize('host', OWN)
+    def test_its_own(self, url, host):
+        assert self.get(url, host).status_code == 200
+
+    @pytest.mark.parametrize('origin', [*OTHERS[:-1], 'null', 'file://', None])
+    def test_uploads_of_other_pages(self, visitor, image_file, origin):
+        port = urlsplit(visitor.url).port
+        own = {'origin': f'http://localhost:{port}'}
+        assert len(self.upload(visitor, image_file, own).json()) == 1
+        origin = str(origin).format(port=port)
+        origin = origin if origin in ('null', 'file://') else f'http://{origin}'
+        refused(self.upload(visitor, image_file, dict(origin=origin)), 403, 'its own page only')
+
+    @staticmethod
+    def upload(visitor, image_file, headers):
+        return visitor.client.post(
+            f'{visitor.url}/gradio_api/upload',
+            files=dict(files=('a.png', image_file.read_bytes())),
+            headers=headers,
+        )
+
+    def test_calls_of_other_pages(self, visitor):
+        body = dict(data=[LAYER, None], fn_index=0, session_hash='a')
+        answer = visitor.client.post(
+            f'{visitor.url}/gradio_api/queue/join',
+            json=body,
+            headers=dict(origin='http://evil.example'),
+        )
+        assert answer.status_code == 403
+        # In the form that the page's script shows.
+        assert "its own page only, not that of 'http://evil.example'" in answer.json()['detail']
+
+    @pytest.fixture
+    def serve(self, explorer, examples):
+        from sasa_det.visualization.explorer import page
+
+        pages = []
+
+        def serve(host, names=()):
+            pages.append(page.build_page(explorer, examples, 'a'))
+            return page.serve(pages[-1], host, None, block=False, names=names)
+
+        yield serve
+        for each in pages:
+            each.close(verbose=False)
+
+    def test_names_that_the_user_adds(self, serve):
+        names = ['explorer.example.org', 'tunnel:8000']
+        url = serve('0.0.0.0', names)
+        own = ('localhost:{port}', '127.0.0.1:{port}', 'explorer.example.org', 'tunnel:8000',
+               'explorer.example.org:{port}')  # fmt: skip
+        for host in own:
+            assert self.get(url, host, origin=f'https://{names[0]}').status_code == 200, host
+        for host in ('tunnel', 'tunnel:{port}', 'explorer.example.org:1', 'example.org', '1.2.3.4'):
+            refused(self.get(url, host), 403, '--name')
+
+    @pytest.mark.skipif(not Path('/proc/net/if_inet6').exists(), reason='this machine has no IPv6')
+    def test_ipv6(self, serve):
+        url = serve('::1')
+        assert url.startswith('http://[::1]:')
+        assert self.get(url, '[::1]:{port}').status_code == 200
+        refused(self.get(url, '[::2]:{port}'), 403, 'does not answer at')
+
+    @pytest.mark.parametrize('name', ['', 'http://gpu', 'gpu/page', 'gpu:port', 'me@gpu', 'a b'])
+    def test_what_is_no_name(self, name):
+        with pytest.raises(ValueError, match='is not a name as in an address'):
+            gate.parse_names([name])
+
+
+def test_it_is_asked_for_nothing_but_what_the_page_needs(visitor):
+    for path in ('gradio_api/component_server', 'gradio_api/process_recording', 'login',
+                 'gradio_api/run/begin', 'gradio_api/call/begin', 'gradio_api/vibe-edit'):  # fmt: skip
+        answer = visitor.client.post(f'{visitor.url}/{path}', json=dict(data=[LAYER, None]))
+        refused(answer, 404, 'asks nothing')
+    refused(visitor.client.delete(f'{visitor.url}/config'), 405, "takes no 'DELETE'")
+    join = functools.partial(visitor.client.post, f'{visitor.url}/gradio_api/queue/join')
+    assert join(content=bytes(2**20 + 1)).status_code == 413
+    for body in (b'', b'[]', b'{}', b'\xff', b'{"data": ' + b'[' * 10**5):
+        assert join(content=body).json()['detail'] == 'The request cannot be read.'
 
 
 @pytest.mark.parametrize(
@@ -115,7 +277,7 @@ def test_uploads_that_are_too_large_or_no_images(visitor):
 )
 def test_a_file_name_leads_nowhere(visitor, image_file, name, tmp_path):
     (path,) = visitor.upload(image_file.read_bytes(), name).json()
-    assert '/gradio/' in path and '..' not in path.split('/')
+    assert Path(path).parent.name == 'uploads' and re.fullmatch('[0-9a-f]{32}', Path(path).name)
 
 
 def test_files_of_the_machine_stay_there(visitor, model, tmp_path):
@@ -136,9 +298,14 @@ def test_files_of_the_machine_stay_there(visitor, model, tmp_path):
 
 
 def test_it_fetches_nothing_for_others(visitor):
-    for address in ('http://127.0.0.1:1/a.png', 'http://192.0.2.1/a.png', 'file:///etc/passwd'):
-        answer = visitor.ask('detect', visitor.file(address), LAYER, None)
-        assert isinstance(answer, str), answer
+    for address in (
+        'http://127.0.0.1:1/a.png', 'http://192.0.2.1/a.png', 'https://example.org/a.png',
+        'file:///etc/passwd',
+    ):  # fmt: skip
+        # Wherever it stands.
+        for data in ([visitor.file(address), LAYER], [None, visitor.file(address)]):
+            answer = visitor.ask('detect', *data, None)
+            assert 'There is no such upload' in answer
 
 
 def test_fifty_at_once_are_answered_or_told_that_it_is_busy(url, addresses, monkeypatch):
