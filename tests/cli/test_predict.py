@@ -11,6 +11,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 
 from sasa_det.checkpoints.detector import load_detector
+from sasa_det.cli import progress
 from sasa_det.cli.images import find_sources, read_images
 from sasa_det.cli.main import main
 
@@ -131,6 +132,31 @@ def test_frames_of_a_video(trained, tmp_path):
         cv2.imread(str(out / 'pictures' / image['file_name'])).mean().round() for image in content
     ]
     np.testing.assert_allclose(levels, (0, 100, 200), atol=5)
+
+
+def test_it_shows_what_it_loads_and_counts(trained, images, tmp_path, monkeypatch, capsys):
+    def said():
+        assert (
+            predict(images, checkpoint=trained, out=tmp_path / 'found', more=['--device', 'cpu'])
+            == 0
+        )
+        return capsys.readouterr().err
+
+    start = [
+        f'Loading {trained}',
+        f'detector: {trained} with {trained.with_name("tiny.py")} on cpu',
+        'Detecting: 0 of 3',
+    ]
+    assert [
+        line for line in said().splitlines() if line.startswith(('Load', 'det', 'Det'))
+    ] == start
+    monkeypatch.setattr(progress, 'EVERY', 0)
+    counts = [line for line in said().splitlines() if line.startswith('Detecting')]
+    assert counts == [f'Detecting: {done} of 3' for done in range(4)]
+    # In a terminal, a bar.
+    monkeypatch.setenv('FORCE_COLOR', '1')
+    text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', said())
+    assert f'Loading {trained}' in text and '3/3' in text and 'Detecting: ' not in text
 
 
 def test_what_is_no_video_is_skipped(trained, images, tmp_path, capsys):

@@ -120,7 +120,14 @@ def test_command_with_suppression(checkpoint, photos, capsys):
     config = str(checkpoint.parent / 'small.py')
     command = ['export', config, str(checkpoint), '--to', 'onnx', '--nms', '--check', *photos]
     assert main(command) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    steps = [
+        f'Loading {checkpoint}',
+        f'detector: {checkpoint} with {config} on cpu',
+        f'Exporting to {checkpoint.with_suffix(".onnx")}, which takes a minute or a few',
+        'Comparing with PyTorch on 2 images',
+    ]
+    assert [line for line in said.splitlines() if line in steps] == steps
     assert f'{checkpoint.with_suffix(".onnx")}: ' in printed and 'opset 18' in printed
     assert 'boxes in 2 images: apart from PyTorch by' in printed
     found = onnxruntime.InferenceSession(checkpoint.with_suffix('.onnx'))
