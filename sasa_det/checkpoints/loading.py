@@ -83,7 +83,9 @@ def load_from_local(filename, map_location=None) -> dict:
     path = os.path.expanduser(filename)
     damage = find_damage(path)
     if damage is not None:
-        raise (ValueError if os.path.exists(path) else FileNotFoundError)(f'checkpoint {path} {damage}')
+        raise (ValueError if os.path.exists(path) else FileNotFoundError)(
+            f'checkpoint {path} {damage}'
+        )
     try:
         with warnings.catch_warnings():
             # Of the pickle's protocol: torch asks for an issue where this function refuses or reads.

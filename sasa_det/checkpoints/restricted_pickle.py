@@ -88,7 +88,9 @@ class Unpickler(pickle._Unpickler):
         """
         asked = self.stack[-1]
         if not isinstance(asked, tuple) or asked[:1] not in (('storage',), (b'storage',)):
-            raise UnpicklingError('WeightsUnpickler error: it asks torch for something other than storages')
+            raise UnpicklingError(
+                'WeightsUnpickler error: it asks torch for something other than storages'
+            )
         super().load_binpersid()
 
     dispatch[pickle.BUILD[0]] = load_build

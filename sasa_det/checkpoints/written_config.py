@@ -1,14 +1,18 @@
 """With which config was a checkpoint trained? Its text is read as literals and never run."""
 
 import ast
-import re
 from pathlib import Path
-from typing import List, Mapping, Optional
+from typing import List, Mapping, Optional, Set, Tuple
 
+from mmengine import registry
 from mmengine.config import Config
+from mmengine.registry import Registry
 from mmengine.utils import import_modules_from_strings
 
 from .loading import load_from_local
+
+# A config beside a checkpoint may import these.
+_PACKAGES = ('sasa_det', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain')
 
 
 def read_literals(text: str) -> Optional[dict]:
@@ -50,7 +54,7 @@ def written_config(checkpoint: Mapping) -> Optional[dict]:
         >>> written_config({'meta': {'cfg': 'model = dict(depth=26)'}})
         {'model': {'depth': 26}}
     """
-    meta = checkpoint.get('meta')
+    meta = checkpoint.get('meta') if isinstance(checkpoint, Mapping) else None
     text = meta.get('cfg') if isinstance(meta, Mapping) else None
     return read_literals(text) if isinstance(text, str) else None
 
@@ -82,7 +86,7 @@ def config_beside(path) -> Config:
     """Find the config that a checkpoint was trained with among the files in its folder.
 
     It must have the model that the checkpoint's own copy of the config has. A file that happens to lie
-    there is not run.
+    there is not run. Since both may come from others, the config may name only what is in a registry.
 
     Args:
         path: The checkpoint.
@@ -91,7 +95,8 @@ def config_beside(path) -> Config:
         mmengine's Config, with the file's name.
 
     Raises:
-        ValueError: There is none, or more than one; names the files.
+        ValueError: There is none, or more than one; names the files. Or the config has an option by which
+            it could run code; names the option.
     """
     path = Path(path)
     found = configs_beside(path, load_from_local(str(path), 'cpu'))
@@ -102,10 +107,13 @@ def config_beside(path) -> Config:
             f'{path}: of the configs beside it, {how_many} is the one that it was trained with; there are: '
             f'{names}. Name the config by --config'
         )
-    _check_types(found[0].to_dict(), found[0].filename)
-    imports = found[0].get('custom_imports')
-    if imports:
-        import_modules_from_strings(**imports)
+    try:
+        _import_parts(found[0].get('custom_imports') or {})
+        _check_options(found[0].to_dict(), *_registered())
+    except ValueError as error:
+        raise ValueError(
+            f'{found[0].filename}: {error}; if you trust the file, name it by --config'
+        ) from None
     return found[0]
 
 
@@ -113,23 +121,53 @@ def _python_files(path) -> List[Path]:
     return sorted(file for file in Path(path).parent.glob('*.py') if file.is_file())
 
 
-def _check_types(value, file: str) -> None:
-    """Refuse a type that no registry holds: mmengine would import what it names, and call it."""
+def _import_parts(custom_imports) -> None:
+    """Import what a config asks for, if it is of this package or of OpenMMLab's: an import runs code."""
+    imports = custom_imports.get('imports') if isinstance(custom_imports, dict) else custom_imports
+    for name in [imports] if isinstance(imports, str) else imports or ():
+        if not isinstance(name, str) or name.partition('.')[0] not in _PACKAGES:
+            raise ValueError(f'custom_imports={name!r} is of none of {", ".join(_PACKAGES)}')
+        import_modules_from_strings(name)
+
+
+def _registered() -> Tuple[Set[str], Set[str]]:
+    """Names in the registries that are loaded, and the registries' scopes."""
+    from mmdet.utils import register_all_modules
+
+    from ..plugin import register
+
+    register()
+    register_all_modules(init_default_scope=False)
+    names, scopes = {'nms', 'soft_nms'}, set()
+    registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
+    while registries:
+        each = registries.pop()
+        names |= each.module_dict.keys()
+        scopes.add(each.scope)
+        registries += each.children.values()
+    return names, scopes
+
+
+def _check_options(value, names: Set[str], scopes: Set[str]) -> None:
+    """Refuse what mmengine, mmcv or mmdet would import, run or unpickle."""
     if isinstance(value, Mapping):
-        name = value.get('type')
-        if (
-            isinstance(name, str)
-            and name.count('.')
-            and not re.fullmatch(r'mm\w+\.\w+|sasa_det\.\w+', name)
-        ):
-            raise ValueError(
-                f'{file}: type={name!r} is no name of a registry; if you trust the file, name it by --config'
-            )
+        kind = value.get('type')
+        if isinstance(kind, str) and kind not in names:
+            # mmengine imports such a name, and calls it; mmcv runs the type of an nms as Python.
+            scope, _, name = kind.partition('.')
+            if scope not in scopes or name not in names:
+                raise ValueError(f'type={kind!r} is no name of a registry')
+        for key in ('_scope_', 'default_scope'):  # imported, too
+            if value.get(key) is not None and str(value[key]) not in scopes:
+                raise ValueError(f'{key}={value[key]!r} is none of {", ".join(sorted(scopes))}')
+        for key in ('proposal_file', 'meta_file', 'warp_mode'):
+            if value.get(key):
+                raise ValueError(f'{key}={value[key]!r} may be read as a pickle or run as Python')
         value = value.values()
     elif not isinstance(value, (list, tuple)):
         return
     for item in value:
-        _check_types(item, file)
+        _check_options(item, names, scopes)
 
 
 def plain(value):

@@ -1,5 +1,7 @@
 """A config beside a checkpoint is used if training wrote it, and no other file is run."""
 
+import os
+
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -82,14 +84,58 @@ def test_numbers_without_end_are_read():
     assert read_literals('a = -inf') == {'a': float('-inf')}
 
 
-@pytest.mark.parametrize('kind', ['subprocess.Popen', 'os.system', 'mmengine.runner.Runner'])
+def write_both(folder, config):
+    torch.save({'state_dict': {}, 'meta': {'cfg': config.pretty_text}}, folder / 'epoch_1.pth')
+    config.dump(folder / 'config.py')
+    return folder / 'epoch_1.pth'
+
+
+@pytest.mark.parametrize(
+    'kind',
+    ['subprocess.Popen', 'os.system', 'mmengine.runner.Runner', 'mmengine.load', 'mmdet.load', 'code_of_mine'],
+)
 def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
     """mmengine imports and calls what such a type names, so that literals are enough to run code."""
     config.model.backbone = dict(type=kind, args=['touch', str(tmp_path / 'ran')])
-    torch.save({'state_dict': {}, 'meta': {'cfg': config.pretty_text}}, tmp_path / 'epoch_1.pth')
-    config.dump(tmp_path / 'config.py')
     with pytest.raises(ValueError, match=f'config.py: type={kind!r} is no name of a registry'):
-        config_beside(tmp_path / 'epoch_1.pth')
+        config_beside(write_both(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'said'),
+    [
+        ('model.test_cfg.nms.type', 'exec("1")', 'type=.* is no name of a registry'),
+        ('custom_imports.imports', ['code_of_mine'], "custom_imports='code_of_mine' is of none of sasa_det,"),
+        ('custom_imports', 'code_of_mine', "custom_imports='code_of_mine' is of none of sasa_det,"),
+        ('model._scope_', 'code_of_mine', "_scope_='code_of_mine' is none of mm"),
+        ('default_scope', 'code_of_mine', "default_scope='code_of_mine' is none of mm"),
+        ('test_dataloader.dataset.proposal_file', 'a.pkl', "proposal_file='a.pkl' may be read as a pickle"),
+    ],
+)
+def test_an_option_that_would_run_code_is_refused(tmp_path, config, monkeypatch, key, value, said):
+    (tmp_path / 'code_of_mine.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")')
+    monkeypatch.syspath_prepend(tmp_path)
+    config.merge_from_dict({key: value})
+    with pytest.raises(ValueError, match=f'config.py: {said}.*; if you trust the file, name it by'):
+        config_beside(write_both(tmp_path, config))
+    assert not (tmp_path / 'ran').exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco', 'retinanet_tiny_coco-format']
+)
+def test_configs_of_the_package_are_taken(tmp_path, name):
+    config = read_config(find_config(name))
+    assert config_beside(write_both(tmp_path, config)).model.type == 'RetinaNet'
+
+
+def test_what_else_may_lie_there_is_no_reason_to_wait_or_fail(tmp_path, checkpoint):
+    os.mkfifo(tmp_path / 'pipe.py')
+    with pytest.raises(ValueError, match='none is the one'):
+        config_beside(checkpoint)
+    torch.save([1], checkpoint)
+    with pytest.raises(ValueError, match='none is the one'):
+        config_beside(checkpoint)
 
 
 class TestMisfit:
