@@ -113,11 +113,14 @@ def load_from_http(filename, map_location=None) -> dict:
         The checkpoint's content.
 
     Raises:
-        ValueError: As :func:`load_from_local`.
+        ValueError: The URL names no file. Or as :func:`load_from_local`.
         OSError: It cannot be downloaded; says where a file of one's own goes.
     """
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(filename.partition('?')[0]))
+    name = os.path.basename(filename.partition('?')[0])
+    if name in ('', '.', '..'):
+        raise ValueError(f'checkpoint {filename} names no file')
+    path = os.path.join(folder, name)
     rank, _ = get_dist_info()
     if rank:
         barrier()

@@ -426,6 +426,14 @@ def test_a_zip_with_an_encrypted_entry_is_named(tmp_path):
         load_from_local(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize('end', ['', '..', '.?name=a.pth'])
+def test_a_url_that_names_no_file_is_not_downloaded(tmp_path, monkeypatch, end):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloaded'))
+    with pytest.raises(ValueError, match='checkpoint https://example.invalid/.* names no file'):
+        loading.load_from_http(f'https://example.invalid/{end}')
+
+
 def test_a_named_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / 'pipe.pth')
     with pytest.raises(ValueError, match='pipe.pth is no regular file'):
