@@ -12,7 +12,8 @@ and the detectors. They need the package parameterized.
 
 They run three times: as they are; with ours in place and no attention; with attention in all parts. Without
 attention, what ours build must have the modules of mmdetection's classes and, in each bit, their weights. A
-test that passes as it is must pass with ours, or the exit status is 1. What stays mmdetection's is listed.
+test that passes as it is must pass with ours, or the exit status is 1. What stays mmdetection's is listed. With
+attention, a ResNet-18 or 34 becomes a SASAResNet of depth 26 or 38 with the same channels.
 """
 
 import argparse
@@ -36,6 +37,8 @@ TESTS = ('test_backbones/test_resnet.py', 'test_necks', 'test_dense_heads', 'tes
 WAY = 'SASA_MMDET_TESTS'
 WAYS = {'': 'as they are', 'convolution': 'ours, no attention', 'attention': 'ours, attention'}
 KERNEL_SIZE, NUM_HEADS = 7, 4
+# SASAResNet has bottlenecks alone; their outputs have four times the channels.
+BOTTLENECKS = {18: 26, 34: 38}
 
 # --- The plugin: pytest imports this file in each of the three runs.
 
@@ -92,6 +95,8 @@ def in_place_of(theirs: type, ours: type, attention: bool) -> Callable:
     """
 
     def build(*args, **kwargs):
+        if attention and ours.__name__ == 'SASAResNet':
+            args, kwargs = with_bottlenecks(*args, **kwargs)
         reason = why_theirs(ours, attention, *args, **kwargs)
         _BUILT.append(reason or ours.__name__)
         if reason:
@@ -104,6 +109,19 @@ def in_place_of(theirs: type, ours: type, attention: bool) -> Callable:
         )
 
     return build
+
+
+def with_bottlenecks(depth: int, base_channels: int = 64, **kwargs) -> tuple:
+    """Give the arguments of the ResNet of bottlenecks whose outputs have the same channels.
+
+    Args:
+        depth: As mmdetection's ResNet takes it.
+        base_channels: Likewise.
+        kwargs: Its other arguments, which stay.
+    """
+    if depth in BOTTLENECKS:
+        depth, base_channels = BOTTLENECKS[depth], base_channels // 4
+    return (depth,), dict(base_channels=base_channels, **kwargs)
 
 
 def why_theirs(ours: type, attention: bool, *args, **kwargs) -> Optional[str]:
