@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from typing import Optional, Sequence
 
-from . import check_data, configs, explain, explore, export, hand_over, predict
+from . import check_data, configs, convert, explain, explore, export, hand_over, predict
 from .process import hide_dependencies_warnings
 
 EXAMPLES = """\
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--traceback', action='store_true', help='show where an error came from (goes first)'
     )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for module in (hand_over, configs, check_data, predict, explain, explore, export):
+    for module in (hand_over, configs, check_data, convert, predict, explain, explore, export):
         module.add_to(commands)
     return parser
 

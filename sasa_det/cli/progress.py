@@ -3,7 +3,7 @@
 import sys
 import time
 from contextlib import contextmanager
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 EVERY = 10  # seconds between two counts, where there is no terminal to draw a bar in
 
@@ -31,8 +31,45 @@ def step(text: str) -> Iterator[None]:
 
 
 @contextmanager
+def counting(total: int, text: str) -> Iterator[Callable[[int, str], None]]:
+    """Show how many of some things are done: a bar in a terminal, else a line every few seconds.
+
+    Args:
+        total: How many there are.
+        text: What is done with them.
+
+    Returns:
+        A context that gives a function of the number of those that are done, and of another text.
+
+    Examples:
+        >>> with counting(2, 'Converting') as count:
+        ...     count(1)
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeRemaining
+
+    console = _console()
+    if console.is_terminal:
+        columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
+        with Progress(*columns, TimeRemaining(), console=console, transient=True) as progress:
+            task = progress.add_task(text, total=total)
+            yield lambda done, text=text: progress.update(task, completed=done, description=text)
+        return
+    print(f'{text}: 0 of {total}', file=sys.stderr, flush=True)
+    last = time.monotonic()
+
+    def count(done, text=text):
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            print(f'{text}: {done} of {total}', file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+    yield count
+
+
+@contextmanager
 def counted(items: Iterable, total: int, text: str) -> Iterator[Iterable]:
-    """Count items as they are taken: a bar in a terminal, else a line every few seconds.
+    """Count items as they are taken, as :func:`counting` does.
 
     Args:
         items: The items.
@@ -47,26 +84,14 @@ def counted(items: Iterable, total: int, text: str) -> Iterator[Iterable]:
         ...     list(letters)
         ['a', 'b']
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as TimeRemaining
+    with counting(total, text) as count:
 
-    console = _console()
-    if console.is_terminal:
-        columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
-        with Progress(*columns, TimeRemaining(), console=console, transient=True) as progress:
-            yield progress.track(items, total=total, description=text)
-    else:
-        yield _told(items, total, text)
+        def take():
+            for done, item in enumerate(items, 1):
+                yield item
+                count(done)
 
-
-def _told(items: Iterable, total: int, text: str) -> Iterator:
-    print(f'{text}: 0 of {total}', file=sys.stderr, flush=True)
-    last = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        if time.monotonic() - last >= EVERY:
-            print(f'{text}: {done} of {total}', file=sys.stderr, flush=True)
-            last = time.monotonic()
+        yield take()
 
 
 def _console():

@@ -1,0 +1,299 @@
+"""How a network is converted layer by layer, in the order in which it runs.
+
+A batch holds each image twice. Through the first half goes what the teacher computes, through the second what
+the student does, so that each layer is fitted to the student's inputs and the teacher's outputs: errors of
+earlier layers are corrected rather than piled up. All other layers treat both halves alike.
+"""
+
+import time
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..layers.replace import put, replacement
+from .fit import fit_static_attention, least_squares_error
+from .layers import write_static_attention
+from .moments import Moments
+
+# What runs a part of a model: from the model and what comes in, to what comes out.
+Stage = Callable[[nn.Module, object], object]
+# Pixels to fit a layer to, per input of its equations.
+SAMPLES_PER_INPUT = 32
+
+
+class Calls(NamedTuple):
+    """How a module is called in one run of the model on one image.
+
+    Attributes:
+        shapes: Of its input and output, for each call.
+        seconds: That all calls took.
+    """
+
+    shapes: List[Tuple[torch.Size, torch.Size]]
+    seconds: float
+
+
+class Fitted(NamedTuple):
+    """How well a layer was converted.
+
+    Attributes:
+        unexplained: Share of the teacher's variance that is left on held-out images.
+        unavoidable: The share that a free 3x3 convolution of the student's inputs would leave, by the
+            moments.
+        seconds: Time to fit it.
+    """
+
+    unexplained: float
+    unavoidable: float
+    seconds: float
+
+
+def watch_calls(
+    model: nn.Module, names: Sequence[str], stages: Sequence[Stage], images: Tensor
+) -> Dict[str, Calls]:
+    """Run a model and note how some of its modules are called.
+
+    Args:
+        model: The model.
+        names: Of its modules.
+        stages: What runs it.
+        images: The first stage's input.
+
+    Returns:
+        By name, in the order of the first call; those that are not called are not in it.
+    """
+    calls: Dict[str, List] = {}
+    begins = {}
+    hooks = []
+
+    def watch(name):
+        def before(module, args):
+            begins[name] = time.perf_counter()
+
+        def after(module, args, output):
+            seen = calls.setdefault(name, [[], 0.0])
+            seen[0].append((args[0].shape, output.shape))
+            seen[1] += time.perf_counter() - begins[name]
+
+        module = model.get_submodule(name)
+        hooks.extend(
+            (module.register_forward_pre_hook(before), module.register_forward_hook(after))
+        )
+
+    for name in names:
+        watch(name)
+    try:
+        with torch.no_grad():
+            state = images
+            for stage in stages:
+                state = stage(model, state)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: Calls(*seen) for name, seen in calls.items()}
+
+
+def walk(
+    model: nn.Module,
+    attention: Mapping[str, dict],
+    stages: Sequence[Stage],
+    images: Tensor,
+    held_out: int,
+    seed: int = 0,
+    done: Optional[Mapping[str, dict]] = None,
+    tell: Callable[[str, Optional[Fitted], nn.Module], None] = lambda *_: None,
+) -> Dict[str, Fitted]:
+    """Convert a model's convolutions to attention.
+
+    Args:
+        model: The teacher, in eval mode; becomes the student. If interrupted, what was not reached stays.
+        attention: By the convolution's name, the arguments of its attention.
+        stages: What runs the model, one after the other, each fed by the one before it.
+        images: The first stage's input (B, ...).
+        held_out: Of the images, how many at the end measure the error rather than be fitted to.
+        seed: Of the pixels that are fitted to.
+        done: State dicts of layers that were converted before, by name.
+        tell: Called with each layer's name and its new module, first without a result, then with it.
+
+    Returns:
+        By name, how well the layers were converted, in the order in which they run.
+    """
+    norms = [name for name, each in model.named_modules() if isinstance(each, _BatchNorm)]
+    calls = watch_calls(model, [*attention, *norms], stages, images[:1])
+    fitting = _Fitting(len(images) - held_out, len(images), seed, tell)
+    pairs = {}
+    for name in calls:
+        module = model.get_submodule(name)
+        if name in attention:
+            pairs[name] = _Pair(name, module, dict(attention[name]), calls[name], fitting)
+            if done and name in done:
+                pairs[name].attention.load_state_dict(done[name])
+                pairs[name].fitted = True
+            put(model, name, pairs[name])
+        elif len(calls[name].shapes) == 1:
+            put(model, name, _NormPair(module))
+    try:
+        with torch.no_grad():
+            state = torch.cat([images, images])
+            for stage in stages:
+                state = _sweep(stage, model, state, pairs.values())
+    finally:
+        for name, module in list(model.named_modules()):
+            if isinstance(module, _Pair):
+                put(model, name, module.attention if module.fitted else module.conv)
+            elif isinstance(module, _NormPair):
+                put(model, name, module.norm)
+    return {name: pair.result() for name, pair in pairs.items() if pair.fitted}
+
+
+def _sweep(stage: Stage, model: nn.Module, state, pairs):
+    """Run a stage until all of its layers are converted; those that levels share are fitted between runs."""
+    while True:
+        output = stage(model, state)
+        waiting = [pair for pair in pairs if pair.waits]
+        if not waiting:
+            return output
+        for pair in waiting:
+            pair.fit()
+
+
+class _Fitting(NamedTuple):
+    """What all pairs share: the images of each half to fit to, all of them, a seed, and whom to tell."""
+
+    images: int
+    batch: int
+    seed: int
+    tell: Callable
+
+
+class _Pair(nn.Module):
+    """A convolution for the teacher's half of a batch, and the attention in its place for the student's."""
+
+    def __init__(
+        self, name: str, conv: nn.Conv2d, attn_cfg: dict, calls: Calls, fitting: _Fitting
+    ) -> None:
+        super().__init__()
+        self.conv = conv
+        self.attention = replacement(conv, attn_cfg).to(conv.weight).eval()
+        self.fitted = self.waits = False
+        self._name, self._calls, self._fitting = name, calls, fitting
+        self._unavoidable = self._seconds = float('nan')
+        inputs = 9 * conv.in_channels
+        pixels = sum(output[2] * output[3] for _, output in calls.shapes) * fitting.images
+        self._share = min(1.0, max(SAMPLES_PER_INPUT * inputs, 2**15) / pixels)
+        self._generator = torch.Generator().manual_seed(fitting.seed)
+        self._moments = None
+        self._left, self._variance = [], []
+
+    def forward(self, x: Tensor) -> Tensor:
+        teacher, student = x.chunk(2)
+        truth = self.conv(teacher)
+        # NaN marks what comes after a layer that is not fitted yet.
+        if not self.fitted and not student[0].isnan().any():
+            self._add(student, truth)
+            if len(self._calls.shapes) == 1:
+                self.fit()
+        if not self.fitted:
+            return torch.cat([truth, torch.full_like(truth, float('nan'))])
+        result = self.attention(student)
+        if len(self._left) < len(self._calls.shapes):  # later runs of a stage see the same
+            self._measure(truth, result)
+        return torch.cat([truth, result])
+
+    def _add(self, student: Tensor, truth: Tensor) -> None:
+        if self._moments is None:
+            self._moments = Moments(
+                self.conv.in_channels,
+                self.conv.out_channels,
+                self.conv.stride[0],
+                self.conv.dilation[0],
+                device=student.device,
+            )
+        count = _images_of(student, self._fitting)
+        self._moments.add(student[:count], truth[:count], self._share, self._generator)
+        self.waits = True
+
+    def fit(self) -> None:
+        """Fit the attention to what was added."""
+        begin = time.perf_counter()
+        self._fitting.tell(self._name, None, self.attention)
+        covariance = self._moments.covariance()
+        self._moments, self.waits = None, False
+        attention = (
+            self.attention[0] if isinstance(self.attention, nn.Sequential) else self.attention
+        )
+        fitted = fit_static_attention(
+            covariance,
+            self.conv.weight,
+            attention.num_heads,
+            attention.out_channels // attention.num_heads,
+            attention.kernel_size,
+        )
+        write_static_attention(self.attention, fitted, self._generator)
+        self._unavoidable = least_squares_error(covariance)
+        self._seconds = time.perf_counter() - begin
+        self.fitted = True
+        self._fitting.tell(self._name, self.result(fitted.unexplained), self.attention)
+
+    def _measure(self, truth: Tensor, result: Tensor) -> None:
+        count = _images_of(truth, self._fitting)
+        count = 0 if count == len(truth) else count  # without held-out images, on all
+        truth, result = truth[count:], result[count:]
+        self._left.append((truth - result).square().sum((0, 2, 3)))
+        deviation, mean = torch.var_mean(truth, (0, 2, 3), correction=0)
+        self._variance.append((deviation, mean, truth[:, 0].numel()))
+
+    def result(self, unexplained: Optional[float] = None) -> Fitted:
+        """Give the error on the held-out images, or a given one before it is measured."""
+        if self._left:
+            count = sum(number for *_, number in self._variance)
+            mean = sum(mean * number for _, mean, number in self._variance) / count
+            total = sum(
+                (deviation + (own - mean).square()) * number
+                for deviation, own, number in self._variance
+            )
+            unexplained = (sum(self._left).sum() / total.sum().clamp(min=1e-12)).item()
+        elif unexplained is None:
+            unexplained = float('nan')
+        return Fitted(unexplained, self._unavoidable, self._seconds)
+
+
+class _NormPair(nn.Module):
+    """Batch normalisation whose statistics follow what conversion changed in its input.
+
+    The running statistics change as the statistics of the student's half differ from those of the teacher's, so
+    that they stay those of the training images, of which there were many more.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.norm = norm
+        self._teacher = norm.running_mean.clone(), norm.running_var.clone()
+        self._adjusted = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        teacher, student = x.chunk(2)
+        if not self._adjusted and not student[0].isnan().any():
+            self._adjusted = True
+            if not torch.equal(teacher, student):
+                self._adjust(teacher, student)
+        mean, variance = self._teacher
+        norm = self.norm
+        truth = F.batch_norm(teacher, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return torch.cat([truth, norm(student)])
+
+    def _adjust(self, teacher: Tensor, student: Tensor) -> None:
+        before, before_mean = torch.var_mean(teacher, (0, 2, 3))
+        after, after_mean = torch.var_mean(student, (0, 2, 3))
+        ratio = torch.where(before > 0, after / before.clamp(min=1e-12), torch.ones_like(after))
+        mean, variance = self._teacher
+        self.norm.running_mean.copy_(after_mean + (mean - before_mean) * ratio.sqrt())
+        self.norm.running_var.copy_(variance * ratio)
+
+
+def _images_of(half: Tensor, fitting: _Fitting) -> int:
+    """Count the samples of a half to fit to; a head of regions has several for each image."""
+    return max(1, len(half) * fitting.images // fitting.batch)

@@ -1,0 +1,185 @@
+"""Whole models: torch's alone, layer by layer, and what an interruption leaves."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sasa_det.convert import convert
+from sasa_det.convert.conversion import images_needed
+from sasa_det.convert.walk import Calls, watch_calls
+from sasa_det.layers import LocalSelfAttention2d
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels, stride=1):
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, channels // 2, 1)
+        self.conv = nn.Conv2d(channels // 2, channels // 2, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(channels // 2)
+        self.expand = nn.Conv2d(channels // 2, channels, 1)
+        self.stride = stride
+
+    def forward(self, x):
+        y = self.expand(self.norm(self.conv(self.reduce(x))).relu())
+        return (x[:, :, :: self.stride, :: self.stride] + y).relu()
+
+
+class Network(nn.Module):
+    """A stem, bottlenecks, and a tower that two levels share."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 5, 2, 2)
+        self.blocks = nn.Sequential(Bottleneck(32), Bottleneck(32, 2))
+        self.tower = nn.Sequential(
+            nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(32, 32, 3, padding=1)
+        )
+        self.unused = nn.Conv2d(32, 32, 3, padding=1)
+
+    def forward(self, x):
+        fine = self.blocks(self.stem(x))
+        return [self.tower(level) for level in (fine, fine[:, :, ::2, ::2])]
+
+
+def images(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.interpolate(torch.randn(count, 3, 16, 16, generator=generator), scale_factor=4.0)
+
+
+@pytest.fixture(scope='module')
+def teacher():
+    torch.manual_seed(0)
+    network = Network()
+    with torch.no_grad():
+        network(images(32))  # for batch norm's statistics
+    return network.eval()
+
+
+@pytest.fixture(scope='module')
+def conversion(teacher):
+    return convert(teacher, images(16, 1))
+
+
+@torch.no_grad()
+def left(student, teacher, x):
+    """The share of the teacher's variance that is left, at the finer level."""
+    truth, result = teacher(x)[0], student(x)[0]
+    return ((result - truth).var((0, 2, 3)) / truth.var((0, 2, 3))).mean().item()
+
+
+def test_the_student_computes_nearly_the_same(teacher, conversion):
+    names = ['blocks.0.conv', 'blocks.1.conv', 'tower.0', 'tower.2']
+    assert list(conversion.attention) == list(conversion.fitted) == names
+    assert all(
+        isinstance(conversion.model.get_submodule(name), LocalSelfAttention2d) for name in names
+    )
+    assert conversion.kept == dict(
+        stem='its kernel is 5 x 5', unused='these images do not reach it'
+    )
+    # On other images, where random attention would leave more than the whole variance.
+    found = left(conversion.model, teacher, images(8, 2))
+    assert found < 0.5
+    assert found == pytest.approx(conversion.fitted['tower.2'].unexplained, abs=0.08)
+    for fitted in conversion.fitted.values():
+        assert 0 <= fitted.unavoidable < fitted.unexplained < 0.5
+
+
+def test_the_teacher_stays_as_it_was(teacher):
+    before = copy.deepcopy(teacher.state_dict())
+    convert(teacher, images(4))
+    assert not any(isinstance(module, LocalSelfAttention2d) for module in teacher.modules())
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_seed_gives_the_same_bits(teacher, conversion):
+    again = convert(teacher, images(16, 1))
+    for name, value in again.model.state_dict().items():
+        assert torch.equal(value, conversion.model.state_dict()[name]), name
+
+
+def test_later_layers_correct_the_errors_of_earlier_ones(teacher, conversion):
+    """Each layer by itself on the teacher's inputs would pile errors up."""
+    apart = copy.deepcopy(teacher)
+    for name in conversion.attention:
+        alone = convert(teacher, images(16, 1), layers=[name]).model
+        parent, _, key = name.rpartition('.')
+        setattr(apart.get_submodule(parent), key, alone.get_submodule(name))
+    x = images(8, 2)
+    assert left(conversion.model, teacher, x) < left(apart, teacher, x)
+
+
+def test_batch_norm_follows_what_changed(teacher, conversion):
+    """The student's normalised maps have the teacher's mean and variance."""
+    x = images(16, 1)
+    seen = []
+    for model in (teacher, conversion.model):
+        handle = model.blocks[0].norm.register_forward_hook(lambda *args: seen.append(args[2]))
+        with torch.no_grad():
+            model(x)
+        handle.remove()
+    truth, result = seen
+    torch.testing.assert_close(result.mean((0, 2, 3)), truth.mean((0, 2, 3)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(result.var((0, 2, 3)), truth.var((0, 2, 3)), atol=1e-3, rtol=1e-3)
+    before, after = teacher.blocks[0].norm, conversion.model.blocks[0].norm
+    assert not torch.equal(before.running_var, after.running_var)
+    assert torch.equal(before.weight, after.weight)
+
+
+def test_goes_on_where_it_was_interrupted(teacher, conversion):
+    done = {}
+
+    def stop_at_the_tower(name, fitted, layer):
+        if fitted is not None:
+            done[name] = copy.deepcopy(layer.state_dict())
+        elif name == 'tower.0':
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(teacher, images(16, 1), tell=stop_at_the_tower)
+    assert list(done) == ['blocks.0.conv', 'blocks.1.conv']
+    told = []
+    whole = convert(teacher, images(16, 1), done=done, tell=lambda name, *_: told.append(name))
+    assert set(told) == {'tower.0', 'tower.2'}
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(value, conversion.model.state_dict()[name], msg=name)
+
+
+def test_shared_layers_are_converted_once(teacher):
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())
+    model.append(model[0])
+    x = F.interpolate(torch.randn(6, 16, 8, 8), scale_factor=2.0)
+    student = convert(model, x).model
+    assert student[0] is student[2] and isinstance(student[0], LocalSelfAttention2d)
+
+
+def test_calls_are_those_of_the_levels(teacher):
+    calls = watch_calls(teacher, ['tower.0', 'stem', 'unused'], [lambda m, x: m(x)], images(1))
+    assert list(calls) == ['stem', 'tower.0']
+    assert [output for _, output in calls['tower.0'].shapes] == [(1, 32, 16, 16), (1, 32, 8, 8)]
+
+
+def test_images_needed_are_those_of_the_smallest_map():
+    shape = torch.Size([1, 64, 6, 6])
+    large = torch.Size([1, 64, 60, 60])
+    layers = dict(
+        a=(Calls([(large, large)], 0.0), nn.Conv2d(64, 64, 3)),
+        b=(Calls([(large, shape)], 0.0), nn.Conv2d(128, 128, 3)),
+    )
+    # 9 * 128 inputs, 36 pixels per image, and a fourth of the images are held out.
+    assert images_needed(layers) == 43
+
+
+@pytest.mark.parametrize(
+    'model, count, message',
+    [
+        (nn.Conv2d(16, 16, 3, padding=1), 1, 'at least two images, but there are 1'),
+        (nn.Conv2d(3, 16, 7), 4, r'no convolution .* can be converted \(: its kernel is 7 x 7\)'),
+        (nn.Conv2d(3, 16, 1), 4, r'no convolution .* can be converted \(it has none\)'),
+    ],
+)
+def test_refuses(model, count, message):
+    with pytest.raises(ValueError, match=message):
+        convert(model, torch.randn(count, 16, 8, 8))
