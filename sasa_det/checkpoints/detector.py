@@ -3,9 +3,10 @@
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Union
+from typing import Mapping, Union
 
 from mmdet.apis import init_detector
+from mmdet.registry import DATASETS
 from mmengine.config import Config
 from torch import nn
 
@@ -47,7 +48,10 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
         saved = load_from_local(str(checkpoint), 'cpu')
         # load_checkpoint prints a line, which is kept off stdout.
         with safe_loading(), redirect_stdout(io.StringIO()):
-            model = init_detector(config.copy(), str(checkpoint), device=device)
+            # Without a palette mmdet builds the data set for it. A data set within another one would be
+            # read there, and so unpickled if its file is a pickle.
+            palette = _palette(config.test_dataloader.dataset, saved)
+            model = init_detector(config.copy(), str(checkpoint), palette, device)
     except Exception as error:  # torch, pickle and zip each raise errors of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -59,3 +63,15 @@ def load_detector(config: Config, checkpoint: Union[str, Path], device: str = 'c
             f'{checkpoint}: its weights are not those of the model of {config.filename}. {misfit}'
         )
     return model
+
+
+def _palette(dataset: Mapping, checkpoint: Mapping):
+    """Choose the colours of the classes as mmdet does, without building the data set."""
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    kind = DATASETS.get(dataset['type'])
+    written = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    for meta in (dataset.get('metainfo') or {}, getattr(kind, 'METAINFO', {}), written):
+        if meta.get('palette'):
+            return meta['palette']
+    return 'random'

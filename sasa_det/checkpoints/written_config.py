@@ -13,6 +13,8 @@ from .loading import load_from_local
 
 # A config beside a checkpoint may import these.
 _PACKAGES = ('sasa_det', 'mmengine', 'mmcv', 'mmdet', 'mmpretrain')
+# Options by which mmdet and mmengine unpickle a file, run it, or import from its folder.
+_RUN = ('proposal_file', 'meta_file', 'warp_mode', 'teacher_config', 'sys_path')
 
 
 def read_literals(text: str) -> Optional[dict]:
@@ -160,7 +162,7 @@ def _check_options(value, names: Set[str], scopes: Set[str]) -> None:
         for key in ('_scope_', 'default_scope'):  # imported, too
             if value.get(key) is not None and str(value[key]) not in scopes:
                 raise ValueError(f'{key}={value[key]!r} is none of {", ".join(sorted(scopes))}')
-        for key in ('proposal_file', 'meta_file', 'warp_mode'):
+        for key in _RUN:
             if value.get(key):
                 raise ValueError(f'{key}={value[key]!r} may be read as a pickle or run as Python')
         value = value.values()

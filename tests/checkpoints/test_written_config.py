@@ -1,15 +1,18 @@
 """A config beside a checkpoint is used if training wrote it, and no other file is run."""
 
 import os
+import pickle
 
 import pytest
 import torch
+from mmdet.apis import init_detector
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.checkpoints.fit import describe_misfit
+from sasa_det.checkpoints.loading import safe_loading
 from sasa_det.checkpoints.written_config import config_beside, read_literals
 from sasa_det.cli.main import main
 from sasa_det.configs import find_config, read_config
@@ -84,8 +87,8 @@ def test_numbers_without_end_are_read():
     assert read_literals('a = -inf') == {'a': float('-inf')}
 
 
-def write_both(folder, config):
-    torch.save({'state_dict': {}, 'meta': {'cfg': config.pretty_text}}, folder / 'epoch_1.pth')
+def write_both(folder, config, weights=()):
+    torch.save({'state_dict': dict(weights), 'meta': {'cfg': config.pretty_text}}, folder / 'epoch_1.pth')
     config.dump(folder / 'config.py')
     return folder / 'epoch_1.pth'
 
@@ -110,6 +113,8 @@ def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
         ('model._scope_', 'code_of_mine', "_scope_='code_of_mine' is none of mm"),
         ('default_scope', 'code_of_mine', "default_scope='code_of_mine' is none of mm"),
         ('test_dataloader.dataset.proposal_file', 'a.pkl', "proposal_file='a.pkl' may be read as a pickle"),
+        ('model.teacher_config', 'code_of_mine.py', "teacher_config='code_of_mine.py' may be .* run as Python"),
+        ('backend_args', dict(backend='memcached', sys_path='.'), "sys_path='.' may be .* run as Python"),
     ],
 )
 def test_an_option_that_would_run_code_is_refused(tmp_path, config, monkeypatch, key, value, said):
@@ -119,6 +124,49 @@ def test_an_option_that_would_run_code_is_refused(tmp_path, config, monkeypatch,
     with pytest.raises(ValueError, match=f'config.py: {said}.*; if you trust the file, name it by'):
         config_beside(write_both(tmp_path, config))
     assert not (tmp_path / 'ran').exists()
+
+
+@pytest.fixture
+def weights(config):
+    config.merge_from_dict({
+        'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256],
+    })  # fmt: skip
+    init_default_scope('mmdet')
+    return MODELS.build(config.model).state_dict()
+
+
+class Hostile:
+    """Its pickle makes a folder."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.ran),)
+
+
+@pytest.mark.parametrize('suffix', ['pkl', 'yaml'])
+def test_the_data_set_is_not_read_for_its_colours(tmp_path, config, weights, suffix):
+    """mmdet builds it, and a data set in another one reads its file, whatever the config says."""
+    ran, file = tmp_path / 'ran', tmp_path / f'boxes.{suffix}'
+    yaml = f'!!python/object/apply:os.mkdir [{ran}]'
+    file.write_bytes(pickle.dumps(Hostile(ran)) if suffix == 'pkl' else yaml.encode())
+    dataset = dict(type='BaseDetDataset', ann_file=str(file), metainfo=dict(palette=[(1, 2, 3)]))
+    config.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[dataset])
+    checkpoint = write_both(tmp_path, config, weights)
+    model = load_detector(config_beside(checkpoint), checkpoint)
+    assert model.dataset_meta['palette'] == [(1, 2, 3)]
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize('palette', [None, [(1, 2, 3)]])
+def test_colours_are_those_that_mmdet_chooses(tmp_path, config, weights, palette):
+    if palette:
+        config.test_dataloader.dataset.metainfo.palette = palette
+    checkpoint = write_both(tmp_path, config, weights)
+    with safe_loading():
+        expected = init_detector(config.copy(), str(checkpoint), device='cpu').dataset_meta['palette']
+    assert load_detector(config, checkpoint).dataset_meta['palette'] == expected
 
 
 @pytest.mark.parametrize(
@@ -142,12 +190,7 @@ class TestMisfit:
     """Weights of a config that is not the one given: the error names the one beside the checkpoint."""
 
     @pytest.fixture
-    def trained(self, tmp_path, config):
-        config.merge_from_dict({
-            'model.backbone.base_channels': 8, 'model.neck.in_channels': [32, 64, 128, 256],
-        })  # fmt: skip
-        init_default_scope('mmdet')
-        weights = MODELS.build(config.model).state_dict()
+    def trained(self, tmp_path, config, weights):
         config.dump(tmp_path / 'mine.py')
         meta = {
             'cfg': config.pretty_text,
