@@ -3,7 +3,10 @@
 import os
 import secrets
 import shutil
+from collections import deque
+from copy import copy
 from pathlib import Path
+from string import Formatter
 from typing import List, Optional, Set
 
 from mmengine.dist import is_main_process
@@ -70,7 +73,8 @@ register_backend('WholeFileBackend', WholeFileBackend, force=True)
 class WholeCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook, for runs that may be killed at any moment.
 
-    - A checkpoint is written under another name, then renamed. Only then are older ones removed.
+    - A checkpoint is written under another name, then renamed. Only then are older ones removed, the best
+      so far among them.
     - A second training in the same work_dir is refused. What a killed run was writing is removed.
     - ``--resume`` skips damaged checkpoints, names them, and resumes from the newest whole one.
     - A checkpoint of another model is refused, with the differences. mmengine would fail in the
@@ -189,7 +193,26 @@ class WholeCheckpointHook(CheckpointHook):
         if self.max_keep_ckpts > 0:
             for old in kept[: -self.max_keep_ckpts]:
                 self._remove(self.filename_tmpl.format(old))
-            self.keep_ckpt_ids.extend(kept)  # a deque of max_keep_ckpts
+            self.keep_ckpt_ids = deque(kept, self.max_keep_ckpts)
+
+    def _save_best_checkpoint(self, runner, metrics) -> None:
+        """Save a new best one, and only then remove the one before; mmengine removes first."""
+        if not self.save_best:
+            return
+        backend, outdated = self.file_backend, []
+        self.file_backend = copy(backend)
+        self.file_backend.remove = self.file_backend.rmtree = outdated.append
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = backend
+        best = [getattr(self, 'best_ckpt_path', None)]
+        best += getattr(self, 'best_ckpt_path_dict', {}).values()
+        for path in outdated:
+            name = os.path.basename(path)
+            # In a copied work_dir the best so far may be recorded as a file of the first one.
+            if path not in best and path == join_path(self.out_dir, name):
+                self._remove(name)
 
     def _kept_with(self, step: int) -> List[int]:
         earlier = getattr(self, 'keep_ckpt_ids', [])
@@ -213,11 +236,13 @@ class WholeCheckpointHook(CheckpointHook):
     def _candidates(self, runner) -> List[Path]:
         """Checkpoints to resume from: the one recorded last, then all others, newest first."""
         note = Path(runner.work_dir, 'last_checkpoint')
+        folder = self._folder(runner)
         noted: Optional[Path] = None
         if note.is_file() and note.read_text().strip():
-            noted = Path(note.read_text().strip())
-        folder = self._folder(runner)
-        pattern = (self.filename_tmpl or '*_{}.pth').format('[0-9]*')
+            # Of a folder that was copied, the note still names the first one.
+            noted = folder / os.path.basename(note.read_text().strip())
+        parts = Formatter().parse(self.filename_tmpl or '*_{}.pth')
+        pattern = ''.join(text + ('' if name is None else '[0-9]*') for text, name, *_ in parts)
         others = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
         return [*filter(None, [noted]), *(path for path in others if path != noted)]
 

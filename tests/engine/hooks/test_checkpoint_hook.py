@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -96,9 +97,9 @@ class StopHook(Hook):
             raise Stopped
 
 
-def stop(folder, at, **options):
+def stop(folder, at, make=make_runner, **options):
     with pytest.raises(Stopped):
-        make_runner(folder, stop_at=at, **options).train()
+        make(folder, stop_at=at, **options).train()
 
 
 def weights(path):
@@ -282,6 +283,113 @@ def test_what_was_not_removed_in_time_is_removed_later(folder, monkeypatch):
     assert len(list(folder.glob('*.pth'))) == 3
     make_runner(folder, resume=True).train()
     assert sorted(path.name for path in folder.glob('*.pth')) == ['epoch_3.pth', 'epoch_4.pth']
+
+
+def test_as_many_are_kept_as_the_config_says(tmp_path):
+    hooks = {'checkpoint': {'type': 'WholeCheckpointHook', 'interval': 1, 'max_keep_ckpts': 3}}
+    stop(tmp_path / 'run', 7, default_hooks=hooks)  # in the fourth epoch
+    names = sorted(path.name for path in (tmp_path / 'run').glob('*.pth'))
+    assert names == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
+
+
+def test_any_template_of_names_is_resumed_from(tmp_path):
+    hook = {'type': 'WholeCheckpointHook', 'interval': 1, 'filename_tmpl': 'epoch_{:03d}.pth'}
+    options = {'default_hooks': {'checkpoint': hook}}
+    stop(tmp_path / 'run', 5, **options)
+    (tmp_path / 'run' / 'last_checkpoint').unlink()
+    runner = make_runner(tmp_path / 'run', resume=True, **options)
+    runner.call_hook('before_run')
+    assert runner._load_from == str(tmp_path / 'run' / 'epoch_002.pth')
+
+
+def test_a_copy_resumes_from_its_own(stopped, tmp_path):
+    copied = shutil.copytree(stopped, tmp_path / 'run')
+    runner = make_runner(copied, resume=True)
+    runner.call_hook('before_run')
+    assert runner._load_from == str(copied / 'epoch_2.pth')
+
+
+class Better(BaseMetric):
+    """A number that rises from one validation to the next."""
+
+    default_prefix = 'better'
+
+    def __init__(self, *numbers):
+        super().__init__()
+        self.numbers = iter(numbers)
+
+    def process(self, data_batch, data_samples):
+        self.results.append(None)
+
+    def compute_metrics(self, results):
+        return {'acc': next(self.numbers), 'mAP': 1.0}
+
+
+class Validated(Noisy):
+    """With something to validate."""
+
+    def forward(self, x, y, mode='tensor'):
+        return super().forward(x, y, mode) if mode == 'loss' else [{}]
+
+
+class TestBest:
+    @pytest.fixture(params=['better/acc', ['better/acc', 'better/mAP']], ids=['one', 'two'])
+    def validated(self, monkeypatch, request):
+        """Make a runner with a metric that has given values, and keeps the best."""
+        monkeypatch.setitem(globals(), 'Noisy', Validated)
+        hook = {'type': 'WholeCheckpointHook', 'interval': 1, 'max_keep_ckpts': 2}
+        hook['save_best'] = request.param
+
+        def make(folder, *numbers, **more):
+            loader = {
+                'batch_size': 8,
+                'num_workers': 0,
+                'dataset': Points(),
+                'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+                'collate_fn': {'type': 'default_collate'},
+            }
+            return make_runner(
+                folder,
+                default_hooks={'checkpoint': hook},
+                val_dataloader=loader,
+                val_cfg={},
+                val_evaluator=Evaluator(Better(*numbers)),
+                **more,
+            )
+
+        return make
+
+    def test_the_best_stays_until_a_better_one_is_there(self, validated, tmp_path, monkeypatch):
+        there = []
+        save = Runner.save_checkpoint
+
+        def look(runner, out_dir, filename, *args, **kwargs):
+            if 'acc' in filename:
+                there.append(sorted(path.name for path in tmp_path.glob('run/best*acc*')))
+            save(runner, out_dir, filename, *args, **kwargs)
+
+        monkeypatch.setattr(Runner, 'save_checkpoint', look)
+        validated(tmp_path / 'run', 0.1, 0.3, 0.2, 0.4).train()
+        assert there == [[], ['best_better_acc_epoch_1.pth'], ['best_better_acc_epoch_2.pth']]
+        assert [path.name for path in tmp_path.glob('run/best*acc*')] == [
+            'best_better_acc_epoch_4.pth'
+        ]
+        names = sorted(path.name for path in tmp_path.glob('run/epoch*'))
+        assert names == ['epoch_3.pth', 'epoch_4.pth']
+
+    def test_all_that_are_to_be_kept_are(self, validated, tmp_path):
+        """The best is noted by saving the epoch's checkpoint once more."""
+        stop(tmp_path / 'run', 5, make=lambda folder, **more: validated(folder, 1, 2, **more))
+        names = sorted(path.name for path in tmp_path.glob('run/epoch*'))
+        assert names == ['epoch_1.pth', 'epoch_2.pth']
+
+    def test_a_copy_leaves_the_first_runs_best(self, validated, tmp_path):
+        stop(tmp_path / 'run', 5, make=lambda folder, **more: validated(folder, 1, 2, **more))
+        before = {path.name for path in tmp_path.glob('run/*.pth')}
+        copied = shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
+        validated(copied, 3, 4, resume=True).train()
+        assert {path.name for path in tmp_path.glob('run/*.pth')} == before
+        assert (copied / 'best_better_acc_epoch_4.pth').is_file()
 
 
 def test_another_model_is_refused_with_what_differs(folder):
