@@ -88,14 +88,23 @@ def test_numbers_without_end_are_read():
 
 
 def write_both(folder, config, weights=()):
-    torch.save({'state_dict': dict(weights), 'meta': {'cfg': config.pretty_text}}, folder / 'epoch_1.pth')
+    torch.save(
+        {'state_dict': dict(weights), 'meta': {'cfg': config.pretty_text}}, folder / 'epoch_1.pth'
+    )
     config.dump(folder / 'config.py')
     return folder / 'epoch_1.pth'
 
 
 @pytest.mark.parametrize(
     'kind',
-    ['subprocess.Popen', 'os.system', 'mmengine.runner.Runner', 'mmengine.load', 'mmdet.load', 'code_of_mine'],
+    [
+        'subprocess.Popen',
+        'os.system',
+        'mmengine.runner.Runner',
+        'mmengine.load',
+        'mmdet.load',
+        'code_of_mine',
+    ],
 )
 def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
     """mmengine imports and calls what such a type names, so that literals are enough to run code."""
@@ -108,13 +117,29 @@ def test_a_type_that_no_registry_holds_is_refused(tmp_path, config, kind):
     ('key', 'value', 'said'),
     [
         ('model.test_cfg.nms.type', 'exec("1")', 'type=.* is no name of a registry'),
-        ('custom_imports.imports', ['code_of_mine'], "custom_imports='code_of_mine' is of none of sasa_det,"),
+        (
+            'custom_imports.imports',
+            ['code_of_mine'],
+            "custom_imports='code_of_mine' is of none of sasa_det,",
+        ),
         ('custom_imports', 'code_of_mine', "custom_imports='code_of_mine' is of none of sasa_det,"),
         ('model._scope_', 'code_of_mine', "_scope_='code_of_mine' is none of mm"),
         ('default_scope', 'code_of_mine', "default_scope='code_of_mine' is none of mm"),
-        ('test_dataloader.dataset.proposal_file', 'a.pkl', "proposal_file='a.pkl' may be read as a pickle"),
-        ('model.teacher_config', 'code_of_mine.py', "teacher_config='code_of_mine.py' may be .* run as Python"),
-        ('backend_args', dict(backend='memcached', sys_path='.'), "sys_path='.' may be .* run as Python"),
+        (
+            'test_dataloader.dataset.proposal_file',
+            'a.pkl',
+            "proposal_file='a.pkl' may be read as a pickle",
+        ),
+        (
+            'model.teacher_config',
+            'code_of_mine.py',
+            "teacher_config='code_of_mine.py' may be .* run as Python",
+        ),
+        (
+            'backend_args',
+            dict(backend='memcached', sys_path='.'),
+            "sys_path='.' may be .* run as Python",
+        ),
     ],
 )
 def test_an_option_that_would_run_code_is_refused(tmp_path, config, monkeypatch, key, value, said):
@@ -165,7 +190,9 @@ def test_colours_are_those_that_mmdet_chooses(tmp_path, config, weights, palette
         config.test_dataloader.dataset.metainfo.palette = palette
     checkpoint = write_both(tmp_path, config, weights)
     with safe_loading():
-        expected = init_detector(config.copy(), str(checkpoint), device='cpu').dataset_meta['palette']
+        expected = init_detector(config.copy(), str(checkpoint), device='cpu').dataset_meta[
+            'palette'
+        ]
     assert load_detector(config, checkpoint).dataset_meta['palette'] == expected
 
 
