@@ -7,7 +7,7 @@ from mmengine.fileio import join_path
 
 from ..files import printable
 from .checked_coco import check_classes, load_annotations
-from .entry_problems import describe_corners, find_entry_problems
+from .entry_problems import describe_corners, find_entry_problems, find_evaluation_problems
 from .image_problems import find_image_problem
 
 
@@ -18,11 +18,13 @@ class DataPlace(NamedTuple):
         annotations: Its annotation file.
         images: The folder that the images' names are relative to.
         classes: The config's; None if there is no config.
+        tested: Whether the config tests or validates with it; None if there is no config.
     """
 
     annotations: str
     images: str
     classes: Optional[Sequence[str]] = None
+    tested: Optional[bool] = None
 
 
 class Doubt(str):
@@ -58,6 +60,10 @@ def find_data_problems(place: DataPlace) -> Iterator[str]:
         yield Doubt(f'{place.annotations}: {doubt}')
     for problem in find_entry_problems(content):
         yield f'{place.annotations}: {problem}'
+    if place.tested is not False:
+        kind = str if place.tested else Doubt
+        for problem in find_evaluation_problems(content):
+            yield kind(f'{place.annotations}: {problem}')
     used = set()
     for image in content['images']:
         name = image['file_name']
@@ -86,7 +92,7 @@ def data_places(config) -> Iterator[DataPlace]:
     Examples:
         >>> dataset = {'ann_file': 'a.json', 'data_root': 'data', 'data_prefix': {'img': 'train/'}}
         >>> next(data_places({'train_dataloader': {'dataset': dataset}}))
-        DataPlace(annotations='data/a.json', images='data/train/', classes=None)
+        DataPlace(annotations='data/a.json', images='data/train/', classes=None, tested=False)
     """
     seen = set()
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -98,6 +104,7 @@ def data_places(config) -> Iterator[DataPlace]:
                 join_path(root, dataset['ann_file']),
                 join_path(root, images),
                 None if classes is None else tuple(classes),
+                key != 'train_dataloader',
             )
             if place not in seen:
                 seen.add(place)

@@ -255,7 +255,7 @@ class CheckedCocoDataset(CocoDataset):
         """
         with get_local_path(self.ann_file, backend_args=self.backend_args) as local_path:
             content = load_annotations(local_path)
-            check_entries(self.ann_file, content)
+            check_entries(self.ann_file, content, tested=self.test_mode)
             check_classes(self.ann_file, content, self.metainfo['classes'])
             doubt = describe_corners(content)
             if doubt:
@@ -304,7 +304,9 @@ class CheckedCocoDataset(CocoDataset):
         """
         try:
             return super().prepare_data(idx)
-        except Exception as error:  # each reader raises its own errors, and a transform may fail too
+        except (
+            Exception
+        ) as error:  # each reader raises its own errors, and a transform may fail too
             path = self.get_data_info(idx)['img_path']
             problem = find_image_problem(path) if self.backend_args is None else None
             if problem is None and isinstance(error, cv2.error):

@@ -90,7 +90,7 @@ def write_coco_config(
     for ann, img in ((train_ann, train_img), (val_ann, val_img)):
         content = load_annotations(root / ann)
         # Names among them: they become part of a config, which is code.
-        check_entries(root / ann, content)
+        check_entries(root / ann, content, tested=ann == val_ann)
         if classes is None:
             classes = tuple(category['name'] for category in content['categories'])
         check_classes(root / ann, content, classes)

@@ -68,17 +68,46 @@ def find_entry_problems(content: dict) -> Iterator[Problem]:
             yield problem
 
 
-def check_entries(path, content: dict) -> None:
+def find_evaluation_problems(content: dict) -> Iterator[Problem]:
+    """Check the ids as pycocotools needs them, which evaluates.
+
+    It sorts the ids of images and of categories. It notes the annotation that a box was matched with by its id,
+    in an array of zeros: a box matched with annotation 0 would count as a false one.
+
+    Args:
+        content: As for :func:`find_entry_problems`.
+
+    Returns:
+        Iterator over the problems.
+
+    Examples:
+        >>> content = {'images': [], 'categories': [], 'annotations': [{'id': 0}]}
+        >>> [problem.entry for problem in find_evaluation_problems(content)]
+        ['annotations[0] (id 0)']
+    """
+    for key in ('images', 'categories'):
+        if len({isinstance(entry['id'], str) for entry in content.get(key, [])}) > 1:
+            yield Problem(
+                key, 'in a set that is tested, their ids must be all numbers or all texts'
+            )
+    for name, entry in _named('annotations', content.get('annotations', [])):
+        if isinstance(entry['id'], str) or entry['id'] == 0:
+            yield Problem(name, 'in a set that is tested, its id must be a number other than 0')
+
+
+def check_entries(path, content: dict, tested: bool = False) -> None:
     """Raise a ValueError that lists the problems of :func:`find_entry_problems`, if one refuses training.
 
     Args:
         path: The annotation file, for the message.
         content: Its content, from :func:`load_annotations`.
+        tested: Whether a detector is tested on it: also list those of :func:`find_evaluation_problems`.
 
     Raises:
-        ValueError: Entries have problems that would make a run fail or learn nonsense.
+        ValueError: Entries have problems that would make a run fail or learn nonsense, or its numbers wrong.
     """
     problems = [problem for problem in find_entry_problems(content) if problem.refused]
+    problems += find_evaluation_problems(content) if tested else ()
     if problems:
         lines = [f'  {problem}' for problem in problems[:_SHOWN]]
         if len(problems) > _SHOWN:
@@ -157,7 +186,9 @@ def _image_problem(image: dict) -> Optional[str]:
 def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Problem]:
     box = entry['bbox']
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(map(_is_number, box)):
-        return Problem(name, f'bbox {shortened(box)} is not [x, y, width, height] in finite numbers')
+        return Problem(
+            name, f'bbox {shortened(box)} is not [x, y, width, height] in finite numbers'
+        )
     if not _is_number(entry['area']):
         return Problem(name, f'area {entry["area"]!r} is no finite number')
     if 'iscrowd' in entry and entry['iscrowd'] not in (0, 1):
@@ -169,7 +200,9 @@ def _box_problem(name: str, entry: dict, size: Optional[tuple]) -> Optional[Prob
     if size is None:
         return None
     if x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0:
-        return Problem(name, f'bbox {shortened(box)} lies outside of its image, {_size(size)}', False)
+        return Problem(
+            name, f'bbox {shortened(box)} lies outside of its image, {_size(size)}', False
+        )
     # A few pixels beyond the image are common, and clipped when images are scaled.
     if min(x + size[0], y + size[1], 2 * size[0] - x - width, 2 * size[1] - y - height) < 0:
         return Problem(name, f'bbox {shortened(box)} is far larger than its image, {_size(size)}')

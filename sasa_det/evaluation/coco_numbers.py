@@ -14,6 +14,8 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..data.entry_problems import find_evaluation_problems
+
 COCO_NUMBERS = (
     'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl', 'AR1', 'AR10', 'AR100', 'ARs', 'ARm', 'ARl'
 )  # fmt: skip
@@ -87,6 +89,9 @@ def load_truth(config: Config) -> Truth:
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError, TypeError) as error:
         raise ValueError(f'{path}: not an annotation file in COCO format ({error})') from error
+    problem = next(find_evaluation_problems(coco.dataset), None)
+    if problem:
+        raise ValueError(f'{path}: {problem}')
     classes = dataset.metainfo.get('classes') or ()
     names = [category['name'] for category in coco.cats.values()]
     missing = [name for name in classes if name not in names]
@@ -152,10 +157,11 @@ def evaluate(predictions: Sequence[dict], truth: Truth) -> COCOeval:
         pycocotools' COCOeval after its summary; :func:`coco_numbers` reads it.
 
     Raises:
-        ValueError: The predictions are of other images or classes than the truth.
+        ValueError: The predictions are of other images or classes than the truth, of an image twice, or not
+            finite.
     """
     category_ids = truth.category_ids
-    boxes = []
+    boxes, seen = [], set()
     for prediction in predictions:
         image_id, instances = prediction['img_id'], prediction['pred_instances']
         if image_id not in truth.coco.imgs:
@@ -163,18 +169,26 @@ def evaluate(predictions: Sequence[dict], truth: Truth) -> COCOeval:
                 f'{truth.ann_file}: has no image with id {image_id!r}, of which there are '
                 'predictions; were they made on another data set?'
             )
+        if image_id in seen:
+            raise ValueError(f'the predictions have image {image_id!r} twice')
+        seen.add(image_id)
         corners = torch.as_tensor(instances['bboxes']).double().reshape(-1, 4)
         sizes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
-        scores = torch.as_tensor(instances['scores']).tolist()
+        scores = torch.as_tensor(instances['scores'])
         labels = torch.as_tensor(instances['labels']).tolist()
-        if labels and max(labels) >= len(category_ids):
+        if not (corners.isfinite().all() and scores.isfinite().all()):
+            raise ValueError(
+                f'the predictions of image {image_id!r} have numbers that are not finite'
+            )
+        wrong = [label for label in labels if not 0 <= label < len(category_ids)]
+        if wrong:
             raise ValueError(
                 f'{truth.ann_file}: has {len(category_ids)} classes, but the predictions of image '
-                f'{image_id!r} go up to label {max(labels)}'
+                f'{image_id!r} have label {wrong[0]}'
             )
         boxes += [
             {'image_id': image_id, 'category_id': category_ids[label], 'bbox': box, 'score': score}
-            for box, score, label in zip(sizes, scores, labels, strict=True)
+            for box, score, label in zip(sizes, scores.tolist(), labels, strict=True)
         ]
     with _quiet():
         evaluation = COCOeval(truth.coco, _as_detections(truth.coco, boxes), 'bbox')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sasa_det.cli.main import main
 from sasa_det.data import checked_coco
-from sasa_det.data.check import DataPlace, Doubt, find_data_problems
+from sasa_det.data.check import DataPlace, Doubt, data_places, find_data_problems
 from sasa_det.data.entry_problems import check_entries, describe_corners, find_entry_problems
 
 CLASSES = ('cat', 'dog', 'owl')
@@ -53,7 +53,9 @@ anything = st.recursive(
     | st.floats()
     | st.text(max_size=4)
     | st.sampled_from([7, 30, 100, 10**400, 1e300, -1, 0, '', '7.jpg', math.nan]),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+    ),
     max_leaves=6,
 )
 fields = st.sampled_from(
@@ -103,11 +105,17 @@ def test_any_file(files, content):
 
 
 ENTRIES = [
-    (('annotations', 0, 'bbox', [1, 2, math.nan, 4]), 'annotations[0] (id 100): bbox [1, 2, nan, 4]'),
+    (
+        ('annotations', 0, 'bbox', [1, 2, math.nan, 4]),
+        'annotations[0] (id 100): bbox [1, 2, nan, 4]',
+    ),
     (('annotations', 0, 'bbox', [1, 2, 3]), 'is not [x, y, width, height] in finite numbers'),
     (('annotations', 0, 'bbox', [0, 0, 10**6, 9]), 'is far larger than its image, 64 x 48 pixels'),
     (('annotations', 1, 'id', 100), '2 entries have this id'),
-    (('annotations', 1, 'image_id', 8), 'annotations[1] (id 101): image_id 8 is the id of no image'),
+    (
+        ('annotations', 1, 'image_id', 8),
+        'annotations[1] (id 101): image_id 8 is the id of no image',
+    ),
     (('annotations', 1, 'category_id', 1), 'category_id 1 is the id of no category'),
     (('annotations', 1, 'category_id', [30]), 'category_id [30] is the id of no category'),
     (('annotations', 2, 'area', 'big'), "annotations[2] (id 102): area 'big' is no finite number"),
@@ -140,7 +148,52 @@ def test_what_mmdet_leaves_out_is_said_but_trains(files, box, said):
     content['annotations'][0]['bbox'] = box
     (problem,) = find_entry_problems(content)
     assert said in str(problem) and str(problem).endswith('(it is left out)')
-    assert [len(sample['data_samples'].gt_instances) for sample in load(files, content)] == [0, 1, 0]
+    assert [len(sample['data_samples'].gt_instances) for sample in load(files, content)] == [
+        0,
+        1,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ('place', 'said'),
+    [
+        (
+            ('annotations', 2, 0),
+            'annotations[2] (id 0): in a set that is tested, its id must be a number',
+        ),
+        (
+            ('annotations', 2, 'c'),
+            "annotations[2] (id 'c'): in a set that is tested, its id must be a ",
+        ),
+        (
+            ('images', 2, '5'),
+            'images: in a set that is tested, their ids must be all numbers or all',
+        ),
+        (
+            ('categories', 2, 'owl'),
+            'categories: in a set that is tested, their ids must be all numbers',
+        ),
+    ],
+)
+def test_ids_that_pycocotools_miscounts_train_but_are_not_tested_on(coco_files, place, said):
+    """A box that is matched with annotation 0 is a false one there; the other ids end an evaluation."""
+    key, index, value = place
+    coco_files.content[key][index]['id'] = value
+    coco_files.write()
+    assert len(coco_files.dataset()) == 3
+    with pytest.raises(ValueError) as raised:
+        coco_files.dataset(test_mode=True)
+    assert said in str(raised.value)
+
+    dataset = dict(
+        ann_file=str(coco_files.annotations()), data_prefix=dict(img=str(coco_files.root / 'train'))
+    )
+    for name, kinds in (('train_dataloader', []), ('val_dataloader', [str])):
+        (found,) = data_places({name: dict(dataset=dataset)})
+        assert [type(problem) for problem in find_data_problems(found)] == kinds
+    (doubt,) = find_data_problems(found._replace(tested=None))
+    assert isinstance(doubt, Doubt) and said in doubt
 
 
 def test_all_of_them_at_once(coco_files):
@@ -165,7 +218,9 @@ def test_all_of_them_at_once(coco_files):
 def test_ten_are_shown_and_all_are_counted(files):
     content = deepcopy(files.content)
     content['annotations'] = [{**content['annotations'][0], 'image_id': 8}] * 30
-    with pytest.raises(ValueError, match='`sasa-det check-data .*instances_train.json FOLDER`') as error:
+    with pytest.raises(
+        ValueError, match='`sasa-det check-data .*instances_train.json FOLDER`'
+    ) as error:
         load(files, content)
     assert 'lists all 60' in str(error.value)  # each has the others' id, too
     assert len(str(error.value).splitlines()) == 12

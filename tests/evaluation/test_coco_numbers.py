@@ -131,8 +131,27 @@ def test_bad_predictions_are_named(tmp_path):
 def test_predictions_of_another_data_set_are_named(truth, prediction):
     with pytest.raises(ValueError, match='instances_val.json: has no image with id 99'):
         evaluate([prediction(99, (0, 0.5, 0, 0, 9, 9))], truth)
-    with pytest.raises(ValueError, match='has 3 classes, but .* go up to label 5'):
-        evaluate([prediction(10, (5, 0.5, 0, 0, 9, 9))], truth)
+    for label in (5, -1):
+        with pytest.raises(ValueError, match=f'has 3 classes, but .* image 10 have label {label}'):
+            evaluate([prediction(10, (label, 0.5, 0, 0, 9, 9))], truth)
+
+
+def test_predictions_that_would_be_miscounted_are_named(truth, prediction):
+    box = (0, 0.5, 0, 0, 9, 9)
+    with pytest.raises(ValueError, match='have image 20 twice'):
+        evaluate([prediction(20, box), prediction(20, box)], truth)
+    for spoilt in ((0, np.nan, 0, 0, 9, 9), (0, 0.5, 0, 0, np.inf, 9)):
+        with pytest.raises(ValueError, match='of image 20 have numbers that are not finite'):
+            evaluate([prediction(20, spoilt)], truth)
+
+
+def test_a_box_that_could_not_be_found_is_named(make_config, data_root):
+    path = data_root / 'annotations' / 'instances_val.json'
+    content = json.loads(path.read_text())
+    content['annotations'][2]['id'] = 0
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r'annotations\[2\] .id 0.: .* a number other than 0'):
+        load_truth(Config.fromfile(make_config()))
 
 
 def test_bad_annotations_are_named(make_config, data_root):
