@@ -282,7 +282,7 @@ class LocalSelfAttention2d(nn.Module):
             points: (P, 2) row and column of the query pixels, in pixels of x.
 
         Raises:
-            ValueError: x is a batch, or not a map.
+            ValueError: x is a batch, or not a map. Or a point is not in it.
 
         Examples:
             >>> layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=4, logits='qr')
@@ -292,6 +292,12 @@ class LocalSelfAttention2d(nn.Module):
         """
         if x.dim() != 4 or x.shape[0] != 1:
             raise ValueError(f'x must be one map (1, C, H, W), but is {tuple(x.shape)}')
+        # A negative row or column would count from the other side.
+        if (points < 0).any() or (points >= points.new_tensor(x.shape[2:])).any():
+            raise ValueError(
+                f'points must be rows and columns in a map of {x.shape[2]} x {x.shape[3]}, '
+                f'but are {points.tolist()}'
+            )
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         window = Window(self.kernel_size, self.num_heads, self.dilation, self.border, self.scale)

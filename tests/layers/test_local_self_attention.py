@@ -253,6 +253,15 @@ def test_attention_weights_are_those_that_forward_uses(position, border):
         assert torch.allclose(layer(x)[0, :, y, col], expected)
 
 
+@pytest.mark.parametrize('point', [(-1, 0), (0, -1), (6, 0), (0, 9)])
+def test_attention_weights_of_a_pixel_that_there_is_not(point):
+    layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2)
+    with pytest.raises(
+        ValueError, match=r'points must be rows and columns in a map of 6 x 9, but are'
+    ):
+        layer.attention_weights(torch.randn(1, 8, 6, 9), torch.tensor([[5, 8], point]))
+
+
 @pytest.mark.parametrize('logits', ['qk+qr', 'qk', 'qr'])
 def test_attention_terms_are_the_two_products_of_the_formula(logits):
     position = 'none' if logits == 'qk' else 'relative'
