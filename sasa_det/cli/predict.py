@@ -60,6 +60,11 @@ def run(options: argparse.Namespace) -> int:
     from .progress import counted
 
     sources = find_sources(options.inputs)
+    pictures = Path(options.out, 'pictures').resolve()
+    if any(pictures in path.resolve().parents for path, _ in sources):
+        raise ValueError(
+            f'--out: pictures would be written over the inputs in {pictures}; name another'
+        )
     model = load(options)
     from mmdet.apis import inference_detector
 
@@ -150,8 +155,8 @@ class Results:
     def _picture_name(self, name: Path) -> Path:
         """Choose a picture's name; a.jpg and a.png are two images, and get two pictures."""
         picture = name.with_suffix('.jpg')
-        if picture in self._pictures:
-            picture = name.with_name(f'{name.name}.jpg')
+        while picture in self._pictures:
+            picture = name = name.with_name(f'{name.name}.jpg')
         self._pictures.add(picture)
         return picture
 

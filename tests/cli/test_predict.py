@@ -84,6 +84,27 @@ def test_colours_are_kept(trained, images, tmp_path):
     np.testing.assert_allclose(picture, (0, 0, 255), atol=8)
 
 
+def test_each_image_has_a_picture_of_its_own(trained, tmp_path):
+    names = ['a.bmp.jpg', 'a.jpg', 'a.bmp', 'a.bmp.png']
+    for level, name in enumerate(names):
+        cv2.imwrite(str(tmp_path / name), np.full((32, 32, 3), 60 * level, np.uint8))
+    out, more = tmp_path / 'found', ['--score-thr', '1.1']
+    inputs = [tmp_path / name for name in names]
+    assert predict(*inputs, checkpoint=trained, out=out, more=more) == 0
+    levels = sorted(cv2.imread(str(path)).mean() for path in (out / 'pictures').iterdir())
+    np.testing.assert_allclose(levels, [0, 60, 120, 180], atol=5)
+
+
+def test_pictures_are_not_written_over_the_inputs(trained, images, tmp_path, capsys):
+    out = tmp_path / 'found'
+    inputs = images.rename(out.mkdir() or out / 'pictures')
+    before = {path: path.read_bytes() for path in inputs.rglob('*') if path.is_file()}
+    for given in (inputs, inputs / 'deeper', inputs / 'b.jpg'):
+        assert predict(given, checkpoint=trained, out=out) == 2
+        assert f'would be written over the inputs in {inputs};' in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in inputs.rglob('*') if path.is_file()} == before
+
+
 def test_an_image_that_cannot_be_read_is_named_and_skipped(trained, images, tmp_path, capsys):
     (images / 'aa.png').write_text('not an image')
     (images / 'empty.jpg').touch()
