@@ -17,7 +17,7 @@ _POLL = 0.5  # seconds
 
 
 class RunFailed(RuntimeError):
-    """A tool failed; says where its output is and how it ends."""
+    """A tool failed, and where its output is and how it ends; or there is nothing to measure."""
 
 
 class TrainingRun:
@@ -50,7 +50,7 @@ class TrainingRun:
                 'name another folder, or remove it'
             )
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(settings)
+        WholeFileBackend().put(settings.encode(), path)
 
     @property
     def result(self) -> Optional[dict]:
@@ -116,7 +116,8 @@ class TrainingRun:
             finally:
                 peaks = self._peaks()
                 peaks[tool] = max(peak, peaks.get(tool, 0))
-                (self.work_dir / 'peaks.json').write_text(json.dumps(peaks) + '\n')
+                text = json.dumps(peaks) + '\n'
+                WholeFileBackend().put(text.encode(), self.work_dir / 'peaks.json')
         if process.returncode:
             tail = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
             raise RunFailed(f'{tool} failed with {process.returncode}; {output} ends in\n{tail}')
@@ -145,11 +146,15 @@ class TrainingRun:
         found = {
             key.rpartition('bbox_')[2]: value for key, value in numbers.items() if 'bbox_' in key
         }
+        # mmdet gives no number of a detector that finds nothing, and -1 where there is nothing to find.
+        ap, ap50, ap75 = (found.get(name, 0) for name in ('mAP', 'mAP_50', 'mAP_75'))
+        if ap < 0:
+            raise RunFailed('its test set has no box to find')
         seconds = numbers['time'] - numbers['data_time']
         return dict(
-            AP=100 * found['mAP'],
-            AP50=100 * found['mAP_50'],
-            AP75=100 * found['mAP_75'],
+            AP=100 * ap,
+            AP50=100 * ap50,
+            AP75=100 * ap75,
             test_ms=1000 * seconds / self.config.test_dataloader.batch_size,
         )
 

@@ -1,6 +1,8 @@
 """Comparison of configs: real runs of seconds, interrupted and gone on with; tables from numbers."""
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -134,6 +136,60 @@ def test_what_fails_is_said_and_the_rest_goes_on(options, tmp_path, monkeypatch)
     assert [len(entry['results']) for entry in content] == [0, 2]
     loss, norm = draw_training({TINY.stem: tmp_path / TINY.stem / 'seed_0'}).axes
     assert [list(axes.lines[0].get_ydata()) for axes in (loss, norm)] == [[2.0, 1.0], [1, 2]]
+
+
+@pytest.fixture
+def tested(options, tmp_path, monkeypatch):
+    """A run that was trained, and whose test gives the metrics that are asked for."""
+    run = TrainingRun(TINY, 0, tmp_path / 'run', options)
+    (run.work_dir / 'trained').touch()
+    (run.work_dir / 'last_checkpoint').write_text('epoch_2.pth')
+    log = run.work_dir / '20260101_120000' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(json.dumps(dict(loss=1.0, step=1, memory=9)))
+    monkeypatch.setattr(TrainingRun, '_run', lambda *args, **kwargs: 5)
+
+    def finish(**metrics):
+        numbers = run.work_dir / 'test' / '20260101_130000' / '20260101_130000.json'
+        numbers.parent.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(json.dumps(dict(metrics, data_time=0.1, time=0.2)))
+        return run.finish()
+
+    return finish
+
+
+def test_a_detector_that_finds_nothing_has_an_ap_of_0(tested):
+    """mmdet then logs no metric at all."""
+    result = tested()
+    assert (result['AP'], result['AP50'], result['AP75']) == (0, 0, 0)
+
+
+def test_without_a_box_there_is_no_ap(tested):
+    none = {f'coco/bbox_{name}': -1.0 for name in ('mAP', 'mAP_50', 'mAP_75')}
+    with pytest.raises(RunFailed, match='its test set has no box to find'):
+        tested(**none)
+
+
+def test_a_full_disk_leaves_what_a_run_has_noted(options, tmp_path, monkeypatch):
+    """A half of its notes would keep the run from going on."""
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    class Failed(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__(['false'], **options)
+
+    run = TrainingRun(TINY, 0, tmp_path, options)
+    (tmp_path / 'peaks.json').write_text('{"train": 7}')
+    monkeypatch.setattr(subprocess, 'Popen', Failed)
+    monkeypatch.setattr(os, 'fsync', full)
+    for broken in (run.finish, lambda: TrainingRun(TINY, 0, tmp_path, options)):
+        with pytest.raises(OSError, match='could not be written'):
+            broken()
+    monkeypatch.undo()
+    assert (tmp_path / 'peaks.json').read_text() == '{"train": 7}'
+    assert TrainingRun(TINY, 0, tmp_path, options).result is None
 
 
 def test_a_tool_that_fails_shows_the_end_of_its_output(options, tmp_path):
