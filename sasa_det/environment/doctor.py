@@ -36,13 +36,41 @@ def examine() -> Tuple[List[Row], List[Problem], Dict[str, Optional[str]]]:
         version = platform.python_version() if name == 'python' else installed_version(name)
         good = 'ok, its ops import' if name.endswith('mmcv') else 'ok'
         rows.append((name, version or 'missing', specifier, states.get(name, good)))
+    backends, found = examine_operator()
+    # It needs torch, so it is no problem of its own where that has one.
+    if found is not None and 'torch' not in states:
+        problems.append(
+            Problem(
+                'sasa_det.ops',
+                found,
+                "one that imports and has a backend for 'auto'",
+                f'{sys.executable} -m pip install --force-reinstall --no-deps --no-build-isolation '
+                'path/to/sasa_det',
+            )
+        )
+    return rows, problems, backends
+
+
+def examine_operator() -> Tuple[Dict[str, Optional[str]], Optional[str]]:
+    """Examine the operator: whether it imports, and which backends it has.
+
+    Returns:
+        Each backend with None or the reason why it cannot be used; and what is wrong with the operator,
+        None if nothing is.
+
+    Examples:
+        >>> examine_operator()[1] is None
+        True
+    """
     try:
         from ..ops import available_backends
+        from ..ops.backends.choice import FUSED
 
         backends = available_backends()
     except Exception as error:  # the operator needs torch, which may itself be broken
-        backends = {'all': f'sasa_det.ops does not import: {error}'}
-    return rows, problems, backends
+        return {'all': f'sasa_det.ops does not import: {error}'}, f'an import that fails: {error}'
+    reasons = [backends[name] for name in FUSED]
+    return backends, "no backend for 'auto': " + '; '.join(reasons) if all(reasons) else None
 
 
 def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[str]]) -> None:
@@ -80,12 +108,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog='sasa-det doctor', description=__doc__)
     parser.add_argument('--quiet', action='store_true', help='print problems only, for scripts')
     options = parser.parse_args(arguments)
+    rows, problems, backends = examine()
     if options.quiet:
-        problems = find_problems(imports=True)
         for problem in problems:
             print(problem, file=sys.stderr)
     else:
-        rows, problems, backends = examine()
         show(rows, problems, backends)
     return 1 if problems else 0
 

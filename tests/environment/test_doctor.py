@@ -74,6 +74,44 @@ def test_the_doctor_works_where_a_module_does_not_import(tmp_path, module):
         assert f'`import {module}` fails: broken on purpose' in seen.stdout
 
 
+# torch 2.1 has neither function, and sasa_det.ops did not import there.
+OLD = """
+import sys
+import torch.library
+del torch.library.register_fake
+vars(torch.library).pop('impl_abstract', None)
+"""
+NO_AUTO = """
+from sasa_det.ops.backends import choice
+choice._missing = 'no {} here'.format
+"""
+
+
+@pytest.mark.parametrize(
+    ('break_it', 'said'),
+    [
+        (OLD, 'sasa_det.ops: found an import that fails: '),
+        (
+            NO_AUTO,
+            "sasa_det.ops: found no backend for 'auto': "
+            'no triton here; no native here; no eager here',
+        ),
+    ],
+)
+def test_an_operator_that_cannot_be_used_is_a_problem(tmp_path, break_it, said):
+    run_doctor = (
+        'import sys; from sasa_det.environment.doctor import main; sys.exit(main(sys.argv[1:]))'
+    )
+    code = f'{break_it}\n{run_doctor}'
+    seen = run('-c', code, path=tmp_path)
+    assert seen.returncode == 1, seen.stdout + seen.stderr
+    assert said in seen.stdout
+    assert 'Something is wrong' in seen.stdout
+    quiet = run('-c', code, '--quiet', path=tmp_path)
+    assert (quiet.returncode, quiet.stdout) == (1, '')
+    assert said in quiet.stderr
+
+
 def test_quiet_names_problems_only(tmp_path):
     package = tmp_path / 'mmcv'
     package.mkdir()
