@@ -11,8 +11,8 @@ from typing import Dict, List, NamedTuple, Optional, Sequence
 
 # Accepted versions by distribution; setup.py and tools/setup_env.sh read them here.
 COMMON = {
-    # The operator is built on torch.library.
-    'torch': '>=2.1',
+    # The operator registers fake kernels with torch.library, which 2.1 lacks.
+    'torch': '>=2.2',
     'numpy': '>=1.22',
     # Needed at run time too: mmengine resolves `_base_ = 'mmdet::...'` by pkg_resources, which 81 dropped.
     'setuptools': '<81',
@@ -29,6 +29,8 @@ OPENMMLAB = {
 ONEDL = {'onedl-mmengine': '==0.10.12', 'onedl-mmcv': '==2.3.6', 'onedl-mmdetection': '==3.5.1'}
 
 MINIMUM_PYTHON = (3, 10)
+# What mmcv's source builds with as it is; beyond, mmcv_build.py mends it. The fork's needs no mends.
+MMCV_BUILDS_WITH = {'python': '<3.13', 'torch': '<2.14'}
 # The torch that the set-up installs by default.
 DEFAULT_TORCH = '2.13.0'
 _IMPORTS = {
@@ -86,7 +88,7 @@ def supported() -> Dict[str, str]:
 
     Examples:
         >>> supported()['torch']
-        '>=2.1'
+        '>=2.2'
     """
     return {**COMMON, **(ONEDL if is_fork() else OPENMMLAB)}
 
@@ -118,7 +120,7 @@ def accepts(specifier: str, version: str) -> bool:
         version: A version as pip writes it; the part after a ``+`` is its build.
 
     Examples:
-        >>> accepts('>=2.1', '2.13.0+cpu'), accepts('<81', '81.0.0'), accepts('==3.3.0', '3.3')
+        >>> accepts('>=2.2', '2.13.0+cpu'), accepts('<81', '81.0.0'), accepts('==3.3.0', '3.3')
         (True, False, True)
     """
     number = _numbers(version)
@@ -219,9 +221,13 @@ def mend_command(name: str, rebuild: bool = False) -> str:
         # The wheel in pip's cache may be the one that fails to import.
         forget = f'{pip} cache remove {name}; ' if rebuild else ''
         force = f'--force-reinstall --no-deps --no-binary {name} ' if rebuild else ''
+        source, unpack = pin(name), ''
+        if name == 'mmcv' and mmcv_obstacles():
+            source = './mmcv-mended'
+            unpack = f'{sys.executable} -m sasa_det.environment.mmcv_build source {source} && '
         return (
-            f"{forget}{pip} install 'setuptools<81' wheel ninja && "
-            f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{pin(name)}'
+            f"{forget}{pip} install 'setuptools<81' wheel ninja && {unpack}"
+            f'MMCV_WITH_OPS=1 {pip} install --no-build-isolation {force}{source}'
         )
     if name == 'opencv-python':
         # The same module without GUI, so without the graphics libraries that a server lacks.
@@ -233,6 +239,27 @@ def mend_command(name: str, rebuild: bool = False) -> str:
     specifier = {**COMMON, **OPENMMLAB, **ONEDL}[name]
     force = '--force-reinstall ' if rebuild else ''
     return f"{pip} install {force}'{name}{specifier}'"
+
+
+def mmcv_obstacles() -> List[str]:
+    """Say why mmcv's source must be mended before it builds with this Python and this torch.
+
+    Returns:
+        A sentence per reason; empty if it builds as it is.
+
+    Examples:
+        >>> isinstance(mmcv_obstacles(), list)
+        True
+    """
+    versions = {
+        'python': '.'.join(map(str, sys.version_info[:3])),
+        'torch': installed_version('torch'),
+    }
+    return [
+        f'mmcv builds with {name} {bound}, and here is {versions[name]}'
+        for name, bound in MMCV_BUILDS_WITH.items()
+        if versions[name] is not None and not accepts(bound, versions[name])
+    ]
 
 
 def pin(name: str) -> str:
@@ -249,6 +276,28 @@ def pin(name: str) -> str:
         return f'torch=={DEFAULT_TORCH}'
     bound = {**COMMON, **OPENMMLAB, **ONEDL}[name]
     return f'{name}=={re.match(r"[>=]=([0-9.]+)", bound).group(1)}'
+
+
+def refuse_torch(torch: str) -> Optional[str]:
+    """Say why a torch that a user asks for cannot be used; a range is left to pip.
+
+    Args:
+        torch: pip's requirement, with pip's options if any.
+
+    Returns:
+        One sentence, None if there is no objection.
+
+    Examples:
+        >>> refuse_torch('torch==2.5.1 --index-url https://download.pytorch.org/whl/cu124')
+        >>> refuse_torch('torch==2.1.0')
+        'torch==2.1.0 is not supported; accepted is torch>=2.2.'
+    """
+    if not re.search(r'\btorch\b', torch):
+        return f'{torch!r} is no requirement of torch for pip; write, for example, torch=={DEFAULT_TORCH}.'
+    pinned = re.search(r'\btorch==(\d+(\.\d+)*)', torch)
+    if pinned and not accepts(COMMON['torch'], pinned[1]):
+        return f'torch=={pinned[1]} is not supported; accepted is torch{COMMON["torch"]}.'
+    return None
 
 
 def _numbers(version: str) -> tuple:
@@ -281,4 +330,6 @@ def _import_problem(name: str, specifier: str) -> Optional[Problem]:
 if (
     __name__ == '__main__'
 ):  # for tools/setup_env.sh, which runs this file before anything is installed
+    if sys.argv[1] == 'check':
+        sys.exit(refuse_torch(sys.argv[2]))
     print(*map(pin, sys.argv[1:]), sep='\n')

@@ -1,6 +1,6 @@
 """The torch.library op behind ``local_attention``: schema, fake, autograd, autocast, FLOPs.
 
-Low-level registration rather than ``torch.library.custom_op``, which torch 2.1 to 2.3 lack.
+Low-level registration rather than ``torch.library.custom_op``, which torch 2.2 and 2.3 lack.
 """
 
 from typing import Optional, Tuple

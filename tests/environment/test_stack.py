@@ -33,9 +33,9 @@ def installed(monkeypatch):
 @pytest.mark.parametrize(
     ('specifier', 'version', 'accepted'),
     [
-        ('>=2.1', '2.0.1', False),
-        ('>=2.1', '2.1', True),
-        ('>=2.1', '2.13.0a0+git1234', True),
+        ('>=2.2', '2.1.2', False),
+        ('>=2.2', '2.2', True),
+        ('>=2.2', '2.13.0a0+git1234', True),
         ('>=2.1.0,<2.2', '2.1.9', True),
         ('>=2.1.0,<2.2', '2.2.0', False),
         ('==3.3.0', '3.3', True),
@@ -56,7 +56,7 @@ def test_the_default_stack_is_accepted(installed):
 @pytest.mark.parametrize(
     ('name', 'version', 'command'),
     [
-        ('torch', '2.0.1', "pip install 'torch>=2.1'"),
+        ('torch', '2.1.2', "pip install 'torch>=2.2'"),
         ('numpy', '1.21.0', "pip install 'numpy>=1.22'"),
         ('setuptools', '81.0.0', "pip install 'setuptools<81'"),
         ('mmengine', '0.10.4', "pip install 'mmengine>=0.10.7,<0.11'"),
@@ -74,6 +74,21 @@ def test_each_mismatch_is_named_with_its_command(installed, name, version, comma
         stack.require_stack()
     for part in (name, version, problem.accepted, command, 'sasa-det doctor'):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('asked', 'said'),
+    [
+        ('torch', None),
+        ('torch==2.2.0', None),
+        ('--pre torch==2.5.1 --index-url https://a.mirror/cu124', None),
+        ('torch>=2.0', None),
+        ('torch==2.1.*', 'torch==2.1 is not supported; accepted is torch>=2.2.'),
+        ('2.5.1', "'2.5.1' is no requirement of torch for pip; write, for example, torch==2.13.0."),
+    ],
+)
+def test_a_torch_that_is_asked_for(asked, said):
+    assert stack.refuse_torch(asked) == said
 
 
 def test_a_missing_package(installed):
