@@ -93,7 +93,12 @@ def native_kernels():
         sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
         # OpenMP is for ATen's parallel_for. It is not linked: torch loads the runtime of its own
         # threads, and a second runtime would start as many again.
-        extra_compile_args=['-O3', *(['-fopenmp'] if sys.platform == 'linux' else [])],
+        # Python's own flags may ask for debugging data, which takes time. CFLAGS, if set, decides about it.
+        extra_compile_args=[
+            '-O3',
+            *([] if 'CFLAGS' in os.environ else ['-g0']),
+            *(['-fopenmp'] if sys.platform == 'linux' else []),
+        ],
         depends=glob.glob('sasa_det/ops/csrc/*.h'),
     )
     return [kernels], {'build_ext': BuildOrSayWhyNot}
