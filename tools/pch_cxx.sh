@@ -22,7 +22,9 @@ for argument in "$@"; do
     esac
 done
 [[ -n "$compiles" && -n "$source" ]] || exec "$real" "$@"
-[[ -n "${SASA_PCH_DIR:-}" ]] && command -v flock >/dev/null || exec "$real" "$@" -g0
+if [[ -z "${SASA_PCH_DIR:-}" ]] || ! command -v flock >/dev/null; then
+    exec "$real" "$@" -g0
+fi
 
 # gcc takes a precompiled header only with the flags that it was made with: one for each set of flags.
 folder="$SASA_PCH_DIR/$(printf '%s\n' "$real" "${flags[@]}" | cksum | tr ' ' -)"

@@ -4,7 +4,7 @@ set -euo pipefail
 usage() {
     cat <<'EOF'
 tools/quickstart.sh trains a small RetinaNet made of stand-alone self-attention, evaluates it and
-writes a page of pictures. Nothing need be installed before but python3.11 and g++.
+writes a page of pictures. Nothing need be installed before but Python 3.10 to 3.13 and g++.
 
     bash tools/quickstart.sh                     on handwritten digits, made on the spot
     bash tools/quickstart.sh --data DIR          on your own data in COCO's format:

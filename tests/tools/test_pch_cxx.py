@@ -1,4 +1,4 @@
-"""The compiler wrapper tools/pch_cxx.sh, with a stub compiler and with g++, and a stand-in for torch's header."""
+"""The compiler wrapper tools/pch_cxx.sh, with a stub compiler and with g++ on a stand-in for torch's header."""
 
 import os
 import shutil
@@ -22,7 +22,9 @@ HEADER = """#pragma once
 #include <vector>
 namespace torch { inline int total(const std::vector<int>& v) { int s = 0; for (int x : v) s += x; return s; } }
 """
-PROGRAM = '#include <torch/types.h>\nint answer(int x) { return torch::total({x, 40, GREETING[0]}); }\n'
+PROGRAM = (
+    '#include <torch/types.h>\nint answer(int x) { return torch::total({x, 40, GREETING[0]}); }\n'
+)
 needs_gcc = pytest.mark.skipif(shutil.which('g++') is None, reason='needs g++')
 
 
