@@ -193,13 +193,14 @@ class AttentionStem(nn.Module):
             for each in (self.query(blocks), self.key(blocks), value)
         )
         mask = None
-        if any(missing):
-            inside = F.pad(x.new_ones(1, 1, *size), padding).expand(len(x), -1, -1, -1)
+        # In a graph for any size, the sizes are no numbers yet: what is true of one is not of others.
+        if any(not isinstance(gap, int) or gap for gap in missing):
+            inside = F.pad(x.new_ones(1, 1, *size), padding).expand(x.shape[0], -1, -1, -1)
             mask = _to_blocks(inside).bool().transpose(1, 2)[:, None]
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
         y = y.transpose(1, 2).flatten(2)
         rows, cols = ((edge + gap) // BLOCK for edge, gap in zip(size, missing))
-        y = y.unflatten(0, (len(x), rows, cols)).unflatten(3, (BLOCK, BLOCK))
+        y = y.unflatten(0, (x.shape[0], rows, cols)).unflatten(3, (BLOCK, BLOCK))
         y = y.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         return y[:, :, : size[0], : size[1]]
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from cases import Case
 
+from sasa_det.layers import AttentionStem, LocalSelfAttention2d
 from sasa_det.ops import local_attention
 
 pytest.importorskip('onnxscript', reason="the extra 'export' is not installed")
@@ -62,6 +63,32 @@ def test_operators_compute_the_reference(case):
     output, _ = translated(inputs, case)
     assert output.shape == expected.shape
     assert np.abs(output - expected).max() < 1e-5
+
+
+LAYERS = [
+    AttentionStem(),
+    LocalSelfAttention2d(8, kernel_size=3, num_heads=2, dilation=3, stride=2, downsample='query'),
+    LocalSelfAttention2d(8, kernel_size=3, num_heads=2, border='mask', stride=3, init='random'),
+    LocalSelfAttention2d(8, kernel_size=3, num_heads=2, position='absolute', out_proj=True),
+]
+
+
+@pytest.mark.parametrize('layer', LAYERS, ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize('edge', [16, 19])
+def test_layers_compute_the_same_at_any_size(layer, edge):
+    from sasa_det.export.to_onnx import translate
+
+    channels = 3 if isinstance(layer, AttentionStem) else 8
+    dims = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    layer.eval()
+    with torch.no_grad():
+        example = (torch.zeros(2, channels, edge, edge + 1),)
+        program = torch.export.export(layer, example, dynamic_shapes=(dims,), strict=False)
+    session = onnxruntime.InferenceSession(translate(program, ['x'], ['y'], 18).SerializeToString())
+    for size in ((1, 20, 24), (2, 13, 17), (3, 16, 18), (1, 1, 1)):
+        x = torch.randn(size[0], channels, *size[1:])
+        (found,) = session.run(None, {'x': x.numpy()})
+        np.testing.assert_allclose(found, layer(x).detach().numpy(), atol=1e-4)
 
 
 def test_logsumexp_is_the_operators():
