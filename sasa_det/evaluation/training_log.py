@@ -82,7 +82,7 @@ def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
 
 
 def _read_lines(path: Path) -> List[dict]:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(errors='replace').splitlines()
     records = []
     for number, line in enumerate(lines, 1):
         try:
@@ -93,5 +93,10 @@ def _read_lines(path: Path) -> List[dict]:
             raise ValueError(f'{path}: line {number} is not JSON ({error})') from error
         if not isinstance(record, dict) or 'step' not in record:
             raise ValueError(f"{path}: line {number} is not a record with a 'step'")
+        for key in ('step', 'epoch', 'time', 'loss'):
+            if not isinstance(record.get(key, 0), (int, float)):
+                raise ValueError(
+                    f'{path}: line {number} has {key} {record[key]!r}, which is no number'
+                )
         records.append(record)
     return records

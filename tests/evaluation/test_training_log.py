@@ -67,3 +67,14 @@ def test_bad_logs_are_named(tmp_path, write_run):
     path.write_text('{"loss": 1}\n')
     with pytest.raises(ValueError, match="scalars.json: line 1 is not a record with a 'step'"):
         read_training_log(tmp_path)
+    path.write_bytes(b'\xff\n{"loss": 1, "step": 1}\n')
+    with pytest.raises(ValueError, match='scalars.json: line 1 is not JSON'):
+        read_training_log(tmp_path)
+
+
+@pytest.mark.parametrize('key', ['step', 'epoch', 'time', 'loss'])
+@pytest.mark.parametrize('value', [None, 'x', [1]])
+def test_what_is_no_number_is_named(tmp_path, write_run, key, value):
+    write_run(tmp_path, '1', [{'loss': 1, 'step': 1}, {'loss': 1, 'step': 2, key: value}])
+    with pytest.raises(ValueError, match=f'scalars.json: line 2 has {key} .*, which is no number'):
+        read_training_log(tmp_path)
