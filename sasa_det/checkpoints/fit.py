@@ -37,13 +37,16 @@ def describe_misfit(
     Returns:
         Some lines of text; empty if the weights are exactly the model's, in its shapes.
 
+    Raises:
+        ValueError: It holds no weights by name.
+
     Examples:
         >>> print(describe_misfit(nn.Linear(2, 3), {'weight': torch.zeros(3, 4)}, search=False))
         1 weight has another shape:
           weight: (3, 4) in the checkpoint, (3, 2) in the model
         1 weight is not in the checkpoint: bias
     """
-    found = shapes(checkpoint.get('state_dict', checkpoint))
+    found = shapes(_weights(checkpoint, path))
     expected = shapes(model.state_dict())
     lines = _differences(found, expected)
     if not lines:
@@ -163,6 +166,16 @@ def find_fitting_config(found: Shapes) -> Optional[str]:
                 same = classes == _num_classes(model)
                 return name if same else f'{name} with {classes} classes'
     return None
+
+
+def _weights(checkpoint, path) -> Mapping:
+    """The weights by name."""
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
+    if isinstance(weights, Mapping) and all(isinstance(name, str) for name in weights):
+        return weights
+    raise ValueError(
+        f'checkpoint {path} holds no weights by name, as model.state_dict() gives them'
+    )
 
 
 def _likely_folders(found: Shapes) -> Tuple[str, ...]:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from sasa_det.checkpoints.detector import load_detector
-from sasa_det.checkpoints.fit import describe_misfit
+from sasa_det.checkpoints.fit import describe_misfit, require_fit_before_run
 from sasa_det.checkpoints.loading import safe_loading
 from sasa_det.checkpoints.written_config import config_beside, read_literals
 from sasa_det.cli.main import main
@@ -251,6 +251,13 @@ class TestMisfit:
         )
         assert said.endswith(f'It was trained with the config beside it: {tmp_path}/mine.py\n')
         assert not (tmp_path / 'run').exists()
+
+    @pytest.mark.parametrize('content', [None, [1], {'state_dict': [1]}, {'state_dict': {1: 2}}])
+    def test_what_holds_no_weights_is_named(self, trained, content):
+        torch.save(content, trained)
+        config = read_config(trained.with_name('mine.py'))
+        with pytest.raises(ValueError, match=f'checkpoint {trained} holds no weights by name'):
+            require_fit_before_run(config, trained)
 
     def test_options_of_the_command_count(self, trained, tmp_path, monkeypatch, capsys):
         """The config is the checkpoint's but for an option; with the right options the data is missing next."""
