@@ -1,7 +1,9 @@
 """How untrusted or truncated checkpoints are loaded: what they may hold, and what is refused."""
 
 import difflib
+import hashlib
 import os
+import re
 import tarfile
 import warnings
 import zipfile
@@ -120,6 +122,9 @@ def load_from_http(filename, map_location=None) -> dict:
     name = os.path.basename(filename.partition('?')[0])
     if name in ('', '.', '..'):
         raise ValueError(f'checkpoint {filename} names no file')
+    if not re.search(r'-[0-9a-f]{8,}\.\w+$', name):
+        # No checksum in it, as torchvision and OpenMMLab write: other addresses may have a file of its name.
+        name = f'{hashlib.sha256(filename.encode()).hexdigest()[:16]}-{name}'
     path = os.path.join(folder, name)
     rank, _ = get_dist_info()
     if rank:

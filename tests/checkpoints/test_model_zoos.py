@@ -83,6 +83,20 @@ def test_the_file_put_there_is_loaded(table, without_network):
     assert load(NAMED['torchvision'])['fc.bias'].shape == (10,)
 
 
+def test_files_of_one_name_at_two_addresses_are_two(monkeypatch, tmp_path):
+    def download(url, path, **options):
+        torch.save({'from': url}, path)
+
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr('torch.hub.download_url_to_file', download)
+    for end in ('a/epoch_8.pth', 'b/epoch_8.pth', 'epoch_8.pth?run=1', 'epoch_8.pth?run=2'):
+        for _ in range(2):
+            assert load(f'https://example.invalid/{end}') == {
+                'from': f'https://example.invalid/{end}'
+            }
+    assert len(list(tmp_path.rglob('*epoch_8.pth'))) == 4
+
+
 @pytest.mark.parametrize('zoo', NAMED)
 def test_a_name_that_there_is_not(zoo, table):
     with pytest.raises(ValueError, match="has no 'resnet5O'; it has .*res"):
