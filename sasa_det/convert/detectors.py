@@ -1,5 +1,7 @@
 """How mmdet's detectors are converted: which layers, by which images, run in which stages."""
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Dict, List, Sequence
 
@@ -10,7 +12,6 @@ from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
-from mmengine.utils import track_iter_progress
 from torch import Tensor, nn
 
 from .layers import Choice, choose_layers
@@ -155,7 +156,8 @@ def find_images(config: Config, folder=None) -> List[str]:
     while 'dataset' in dataset:  # one that wraps another
         dataset = dataset.dataset.copy()
     dataset.update(pipeline=[])
-    built = DATASETS.build(dataset)
+    with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
+        built = DATASETS.build(dataset)
     return [built.get_data_info(index)['img_path'] for index in range(len(built))]
 
 
@@ -194,8 +196,7 @@ def load_images(
     batch = dict(inputs=[items[0]['inputs']], data_samples=[items[0]['data_samples']])
     limit = MEMORY // bytes_per_image(model, model.data_preprocessor(batch, False)['inputs'])
     count = max(2, min(count, len(files), limit))
-    for index in track_iter_progress(order[1:count]) if count > 100 else order[1:count]:
-        items.append(_load(pipeline, files[index]))
+    items += [_load(pipeline, files[index]) for index in order[1:count]]
     batch = dict(
         inputs=[item['inputs'] for item in items],
         data_samples=[item['data_samples'] for item in items],

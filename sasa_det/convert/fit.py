@@ -11,7 +11,7 @@ a block-term decomposition of the convolution's kernel, in which each head's blo
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .moments import NINE, Covariance
 
@@ -23,7 +23,9 @@ RIDGE_FEW = 0.1
 LEAD_NATS = 4.0
 # Nats below the other neighbours of those that a 3x3 convolution does not see, in each row and column.
 OUTSIDE_NATS = -3.0
-STEPS = 40
+# Iterations of L-BFGS: as many as take these multiply-adds, within bounds.
+REFINEMENT_MACS = 1e12
+FEWEST_STEPS, MOST_STEPS = 40, 500
 # Pixels, per input, that the convolution's own weights count for.
 PRIOR = 2
 
@@ -55,7 +57,6 @@ def fit_static_attention(
     num_heads: int,
     depth: int,
     kernel_size: int,
-    steps=STEPS,
 ) -> StaticAttention:
     """Find the attention of the least squared error, per output relative to its variance.
 
@@ -65,7 +66,6 @@ def fit_static_attention(
         num_heads: Heads H of the attention.
         depth: Channels d of each.
         kernel_size: Its window size k, at least 3.
-        steps: Iterations of L-BFGS.
 
     Returns:
         The attention.
@@ -83,7 +83,7 @@ def fit_static_attention(
     where, value = _best_blocks(inputs, kernel * ninefold[:, None] / deviation, num_heads, depth)
     rows, cols = _preferences(where, kernel_size, inputs)
     ridge = RIDGE + RIDGE_FEW * len(kernel) / observed.samples
-    rows, cols, value, output = _refine(inputs, cross, rows, cols, value, ridge, steps)
+    rows, cols, value, output = _refine(inputs, cross, rows, cols, value, ridge)
     value = value / scale[:, None]
     output = output * deviation
     # Values of unit variance, as after an ordinary start.
@@ -94,6 +94,25 @@ def fit_static_attention(
     kernel = _spread(_patterns(rows, cols), value) @ output.flatten(0, 1)
     bias = observed.target_mean - observed.input_mean @ kernel
     return StaticAttention(rows, cols, value, output, bias, _unexplained(observed, kernel))
+
+
+@torch.no_grad()
+def refit_convolution(conv: nn.Conv2d, covariance: Covariance) -> None:
+    """Change a convolution such that it computes given targets from other inputs than it was trained with.
+
+    A ridge pulls its weights to those that it has, the more the fewer pixels there are.
+
+    Args:
+        conv: The convolution, of 1 x 1 or 3 x 3; changed in place.
+        covariance: Of the neighbours and the targets.
+    """
+    kernel = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    ridge = RIDGE + RIDGE_FEW * len(kernel) / covariance.samples
+    left = covariance.cross - covariance.inputs @ kernel
+    kernel = kernel + solve(covariance.inputs, left, ridge)
+    conv.weight.copy_(kernel.view(*conv.kernel_size, conv.in_channels, -1).permute(3, 2, 0, 1))
+    if conv.bias is not None:
+        conv.bias.copy_(covariance.target_mean - covariance.input_mean @ kernel)
 
 
 def least_squares_error(covariance: Covariance) -> float:
@@ -204,7 +223,7 @@ def _spread(patterns: Tensor, value: Tensor) -> Tensor:
     return weights.reshape(9 * channels, heads * depth)
 
 
-def _refine(inputs, cross, rows, cols, value, ridge: float, steps: int):
+def _refine(inputs, cross, rows, cols, value, ridge: float):
     """Lower the error over patterns, values and output weights together, on the moments alone."""
     heads, channels, depth = value.shape
     outputs = cross.shape[1]
@@ -222,7 +241,7 @@ def _refine(inputs, cross, rows, cols, value, ridge: float, steps: int):
 
     optimizer = torch.optim.LBFGS(
         learned,
-        max_iter=steps,
+        max_iter=_steps(*cross.shape),
         history_size=20,
         line_search_fn='strong_wolfe',
         tolerance_grad=1e-7,
@@ -237,6 +256,10 @@ def _refine(inputs, cross, rows, cols, value, ridge: float, steps: int):
         return loss
 
     with torch.enable_grad():
-        if steps:
-            optimizer.step(closure)
+        optimizer.step(closure)
     return [each.detach() for each in learned]
+
+
+def _steps(inputs: int, outputs: int) -> int:
+    # A product with the moments, and about twice as much for its gradient.
+    return round(min(MOST_STEPS, max(FEWEST_STEPS, REFINEMENT_MACS / (3 * inputs**2 * outputs))))

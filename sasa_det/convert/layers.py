@@ -77,6 +77,19 @@ def choose_layers(
     }
 
 
+def is_plain_convolution(conv: nn.Conv2d) -> bool:
+    """Say whether a convolution is one of 1 x 1 or 3 x 3 that keeps the map's size, but for its stride.
+
+    Args:
+        conv: The convolution.
+
+    Examples:
+        >>> is_plain_convolution(nn.Conv2d(8, 8, 3)), is_plain_convolution(nn.Conv2d(8, 8, 1))
+        (False, True)
+    """
+    return not _why_not(conv) or (conv.kernel_size == (1, 1) and not _why_not(conv, 1))
+
+
 def write_static_attention(
     layer: Replacement, fitted: StaticAttention, generator: Optional[torch.Generator] = None
 ) -> None:
@@ -107,20 +120,30 @@ def write_static_attention(
         mix.bias.copy_(fitted.bias)
 
 
-def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:
+def _why_not(conv: nn.Conv2d, kernel_size: int = 3) -> str:
+    """Say why a convolution is not computed from the pixels of a square around each pixel; '' if it is."""
     height, width = conv.kernel_size
-    for stays, reason in (
+    paddings = ('same', conv.dilation) if kernel_size == 3 else ('same', (0, 0))
+    for differs, reason in (
         (type(conv) is not nn.Conv2d, f'it is a {type(conv).__name__}'),
-        ((height, width) != (3, 3), f'its kernel is {height} x {width}'),
+        ((height, width) != (kernel_size,) * 2, f'its kernel is {height} x {width}'),
         (conv.groups != 1, f'it has {conv.groups} groups'),
-        (conv.padding not in ('same', conv.dilation), f'its padding is {conv.padding}'),
+        (conv.padding not in paddings, f'its padding is {conv.padding}'),
         (conv.padding_mode != 'zeros', f'it pads by {conv.padding_mode}'),
         (conv.stride[0] != conv.stride[1], f'its stride is {conv.stride}'),
         (conv.dilation[0] != conv.dilation[1], f'its dilation is {conv.dilation}'),
-        (conv.in_channels < FEWEST_CHANNELS, f'its input has {conv.in_channels} channels'),
     ):
-        if stays:
-            return Choice(None, reason)
+        if differs:
+            return reason
+    return ''
+
+
+def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:
+    reason = _why_not(conv)
+    if not reason and conv.in_channels < FEWEST_CHANNELS:
+        reason = f'its input has {conv.in_channels} channels'
+    if reason:
+        return Choice(None, reason)
     # A predictor's outputs are classes and coordinates, which heads do not divide.
     pointwise = conv.out_channels % (2 * num_heads) != 0
     channels = conv.in_channels if pointwise else conv.out_channels

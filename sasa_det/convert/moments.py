@@ -152,6 +152,26 @@ def gather(
     return padded.flatten(0, 2)[first[:, None] + steps].flatten(1)
 
 
+def principal_directions(x: Tensor, count: int) -> Tensor:
+    """Find the directions of most variance among a map's channels.
+
+    Args:
+        x: The maps (B, C, H, W).
+        count: Number of directions.
+
+    Returns:
+        (C, count), orthonormal.
+
+    Examples:
+        >>> x = torch.tensor([1.0, -1.0])[:, None, None, None] * torch.tensor([0.0, 2.0])[:, None, None]
+        >>> principal_directions(x, 1).abs().flatten().tolist()
+        [0.0, 1.0]
+    """
+    flat = x.transpose(0, 1).flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return torch.linalg.eigh(flat @ flat.T)[1][:, -count:]
+
+
 def _pixels(y: Tensor, share: float, generator) -> Tensor:
     count = y.shape[0] * y.shape[2] * y.shape[3]
     wanted = min(count, max(1, round(count * share)))

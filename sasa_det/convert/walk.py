@@ -2,9 +2,11 @@
 
 A batch holds each image twice. Through the first half goes what the teacher computes, through the second what
 the student does, so that each layer is fitted to the student's inputs and the teacher's outputs: errors of
-earlier layers are corrected rather than piled up. All other layers treat both halves alike.
+earlier layers are corrected rather than piled up. Convolutions that stay are fitted too, from their own weights
+on, and batch normalisation follows. All other layers treat both halves alike.
 """
 
+import copy
 import time
 from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -14,14 +16,16 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..layers.replace import put, replacement
-from .fit import fit_static_attention, least_squares_error
-from .layers import write_static_attention
-from .moments import Moments
+from .fit import fit_static_attention, least_squares_error, refit_convolution
+from .layers import is_plain_convolution, write_static_attention
+from .moments import NINE, Covariance, Moments, principal_directions
 
 # What runs a part of a model: from the model and what comes in, to what comes out.
 Stage = Callable[[nn.Module, object], object]
 # Pixels to fit a layer to, per input of its equations.
 SAMPLES_PER_INPUT = 32
+# Attention of more channels is fitted in so many directions of most variance: moments grow with the square.
+MOST_CHANNELS = 512
 
 
 class Calls(NamedTuple):
@@ -121,20 +125,27 @@ def walk(
     Returns:
         By name, how well the layers were converted, in the order in which they run.
     """
-    norms = [name for name, each in model.named_modules() if isinstance(each, _BatchNorm)]
-    calls = watch_calls(model, [*attention, *norms], stages, images[:1])
+    others = [
+        name
+        for name, each in model.named_modules()
+        if name not in attention and isinstance(each, (_BatchNorm, nn.Conv2d))
+    ]
+    calls = watch_calls(model, [*attention, *others], stages, images[:1])
     fitting = _Fitting(len(images) - held_out, len(images), seed, tell)
     pairs = {}
-    for name in calls:
+    for name, called in calls.items():
         module = model.get_submodule(name)
         if name in attention:
-            pairs[name] = _Pair(name, module, dict(attention[name]), calls[name], fitting)
+            pairs[name] = _AttentionPair(name, module, dict(attention[name]), called, fitting)
             if done and name in done:
-                pairs[name].attention.load_state_dict(done[name])
+                pairs[name].student.load_state_dict(done[name])
                 pairs[name].fitted = True
-            put(model, name, pairs[name])
-        elif len(calls[name].shapes) == 1:
+        elif isinstance(module, nn.Conv2d) and _can_be_refitted(module):
+            pairs[name] = _ConvolutionPair(name, module, called, fitting)
+        elif isinstance(module, _BatchNorm) and len(called.shapes) == 1:
             put(model, name, _NormPair(module))
+    for name, pair in pairs.items():
+        put(model, name, pair)
     try:
         with torch.no_grad():
             state = torch.cat([images, images])
@@ -143,10 +154,12 @@ def walk(
     finally:
         for name, module in list(model.named_modules()):
             if isinstance(module, _Pair):
-                put(model, name, module.attention if module.fitted else module.conv)
+                put(model, name, module.student if module.fitted else module.conv)
             elif isinstance(module, _NormPair):
                 put(model, name, module.norm)
-    return {name: pair.result() for name, pair in pairs.items() if pair.fitted}
+    return {
+        name: pairs[name].result() for name in calls if name in attention and pairs[name].fitted
+    }
 
 
 def _sweep(stage: Stage, model: nn.Module, state, pairs):
@@ -170,46 +183,45 @@ class _Fitting(NamedTuple):
 
 
 class _Pair(nn.Module):
-    """A convolution for the teacher's half of a batch, and the attention in its place for the student's."""
+    """A convolution for the teacher's half of a batch, and what takes its place in the student's."""
 
     def __init__(
-        self, name: str, conv: nn.Conv2d, attn_cfg: dict, calls: Calls, fitting: _Fitting
+        self, name: str, conv: nn.Conv2d, student: nn.Module, calls: Calls, fitting: _Fitting
     ) -> None:
         super().__init__()
-        self.conv = conv
-        self.attention = replacement(conv, attn_cfg).to(conv.weight).eval()
-        self.fitted = self.waits = False
+        self.conv, self.student = conv, student
+        self.fitted = self.waits = self._differs = False
         self._name, self._calls, self._fitting = name, calls, fitting
-        self._unavoidable = self._seconds = float('nan')
-        inputs = 9 * conv.in_channels
+        self._offsets = NINE if conv.kernel_size == (3, 3) else ((0, 0),)
+        inputs = len(self._offsets) * min(conv.in_channels, MOST_CHANNELS)
         pixels = sum(output[2] * output[3] for _, output in calls.shapes) * fitting.images
         self._share = min(1.0, max(SAMPLES_PER_INPUT * inputs, 2**15) / pixels)
         self._generator = torch.Generator().manual_seed(fitting.seed)
         self._moments = None
-        self._left, self._variance = [], []
 
     def forward(self, x: Tensor) -> Tensor:
         teacher, student = x.chunk(2)
         truth = self.conv(teacher)
         # NaN marks what comes after a layer that is not fitted yet.
         if not self.fitted and not student[0].isnan().any():
+            self._differs |= not torch.equal(teacher, student)
             self._add(student, truth)
             if len(self._calls.shapes) == 1:
                 self.fit()
         if not self.fitted:
             return torch.cat([truth, torch.full_like(truth, float('nan'))])
-        result = self.attention(student)
-        if len(self._left) < len(self._calls.shapes):  # later runs of a stage see the same
-            self._measure(truth, result)
+        result = self.student(student)
+        self._measure(truth, result)
         return torch.cat([truth, result])
 
     def _add(self, student: Tensor, truth: Tensor) -> None:
         if self._moments is None:
             self._moments = Moments(
-                self.conv.in_channels,
+                student.shape[1],
                 self.conv.out_channels,
                 self.conv.stride[0],
                 self.conv.dilation[0],
+                self._offsets,
                 device=student.device,
             )
         count = _images_of(student, self._fitting)
@@ -217,28 +229,61 @@ class _Pair(nn.Module):
         self.waits = True
 
     def fit(self) -> None:
-        """Fit the attention to what was added."""
-        begin = time.perf_counter()
-        self._fitting.tell(self._name, None, self.attention)
+        """Fit the student's layer to what was added."""
         covariance = self._moments.covariance()
-        self._moments, self.waits = None, False
-        attention = (
-            self.attention[0] if isinstance(self.attention, nn.Sequential) else self.attention
-        )
-        fitted = fit_static_attention(
-            covariance,
-            self.conv.weight,
-            attention.num_heads,
-            attention.out_channels // attention.num_heads,
-            attention.kernel_size,
-        )
-        write_static_attention(self.attention, fitted, self._generator)
-        self._unavoidable = least_squares_error(covariance)
-        self._seconds = time.perf_counter() - begin
-        self.fitted = True
-        self._fitting.tell(self._name, self.result(fitted.unexplained), self.attention)
+        self._moments, self.waits, self.fitted = None, False, True
+        self._fit(covariance)
+
+    def _fit(self, covariance: Covariance) -> None:
+        raise NotImplementedError
 
     def _measure(self, truth: Tensor, result: Tensor) -> None:
+        pass
+
+
+class _AttentionPair(_Pair):
+    """Attention in the place of the student's convolution."""
+
+    def __init__(
+        self, name: str, conv: nn.Conv2d, attn_cfg: dict, calls: Calls, fitting: _Fitting
+    ) -> None:
+        attention = replacement(conv, attn_cfg).to(conv.weight).eval()
+        super().__init__(name, conv, attention, calls, fitting)
+        self._unavoidable = self._seconds = float('nan')
+        self._left, self._variance = [], []
+        self._basis = None  # (C, directions)
+
+    def _add(self, student: Tensor, truth: Tensor) -> None:
+        if self.conv.in_channels > MOST_CHANNELS:
+            if self._basis is None:
+                self._basis = principal_directions(student, MOST_CHANNELS)
+            student = torch.einsum('bchw,cd->bdhw', student, self._basis)
+        super()._add(student, truth)
+
+    def _fit(self, covariance: Covariance) -> None:
+        begin = time.perf_counter()
+        self._fitting.tell(self._name, None, self.student)
+        layer = self.student[0] if isinstance(self.student, nn.Sequential) else self.student
+        weight = self.conv.weight
+        if self._basis is not None:
+            weight = torch.einsum('ocij,cd->odij', weight, self._basis)
+        fitted = fit_static_attention(
+            covariance,
+            weight,
+            layer.num_heads,
+            layer.out_channels // layer.num_heads,
+            layer.kernel_size,
+        )
+        if self._basis is not None:
+            fitted = fitted._replace(value=self._basis @ fitted.value)
+        write_static_attention(self.student, fitted, self._generator)
+        self._unavoidable = least_squares_error(covariance)
+        self._seconds = time.perf_counter() - begin
+        self._fitting.tell(self._name, self.result(fitted.unexplained), self.student)
+
+    def _measure(self, truth: Tensor, result: Tensor) -> None:
+        if len(self._left) == len(self._calls.shapes):  # later runs of a stage see the same
+            return
         count = _images_of(truth, self._fitting)
         count = 0 if count == len(truth) else count  # without held-out images, on all
         truth, result = truth[count:], result[count:]
@@ -259,6 +304,17 @@ class _Pair(nn.Module):
         elif unexplained is None:
             unexplained = float('nan')
         return Fitted(unexplained, self._unavoidable, self._seconds)
+
+
+class _ConvolutionPair(_Pair):
+    """A convolution whose weights correct what earlier layers of the student do not compute exactly."""
+
+    def __init__(self, name: str, conv: nn.Conv2d, calls: Calls, fitting: _Fitting) -> None:
+        super().__init__(name, conv, copy.deepcopy(conv), calls, fitting)
+
+    def _fit(self, covariance: Covariance) -> None:
+        if self._differs:
+            refit_convolution(self.student, covariance)
 
 
 class _NormPair(nn.Module):
@@ -292,6 +348,11 @@ class _NormPair(nn.Module):
         mean, variance = self._teacher
         self.norm.running_mean.copy_(after_mean + (mean - before_mean) * ratio.sqrt())
         self.norm.running_var.copy_(variance * ratio)
+
+
+def _can_be_refitted(conv: nn.Conv2d) -> bool:
+    large = conv.kernel_size == (3, 3) and conv.in_channels > MOST_CHANNELS
+    return is_plain_convolution(conv) and not large
 
 
 def _images_of(half: Tensor, fitting: _Fitting) -> int:

@@ -63,11 +63,15 @@ def conversion(teacher):
     return convert(teacher, images(16, 1))
 
 
-@torch.no_grad()
 def left(student, teacher, x):
     """The share of the teacher's variance that is left, at the finer level."""
-    truth, result = teacher(x)[0], student(x)[0]
-    return ((result - truth).var((0, 2, 3)) / truth.var((0, 2, 3))).mean().item()
+    return left_of(lambda x: student(x)[0], lambda x: teacher(x)[0], x)
+
+
+@torch.no_grad()
+def left_of(student, teacher, x):
+    truth, result = teacher(x), student(x)
+    return ((result - truth).var((0, 2, 3)).sum() / truth.var((0, 2, 3)).sum()).item()
 
 
 def test_the_student_computes_nearly_the_same(teacher, conversion):
@@ -145,6 +149,18 @@ def test_goes_on_where_it_was_interrupted(teacher, conversion):
     assert set(told) == {'tower.0', 'tower.2'}
     for name, value in whole.model.state_dict().items():
         torch.testing.assert_close(value, conversion.model.state_dict()[name], msg=name)
+
+
+def test_many_channels_are_fitted_in_fewer_directions(monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Conv2d(64, 16, 3, 2, 1))
+    x = F.interpolate(torch.randn(8, 8, 12, 12), scale_factor=2.0, mode='bicubic')
+    whole = convert(model, x, layers=['1']).fitted['1']
+    monkeypatch.setattr('sasa_det.convert.walk.MOST_CHANNELS', 16)
+    fewer = convert(model, x, layers=['1'])
+    # All of the 64 channels lie in 8 directions.
+    assert fewer.fitted['1'].unexplained == pytest.approx(whole.unexplained, abs=0.05)
+    assert left_of(fewer.model, model, x) == pytest.approx(whole.unexplained, abs=0.1)
 
 
 def test_shared_layers_are_converted_once(teacher):

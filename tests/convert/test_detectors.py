@@ -41,6 +41,15 @@ CONVERTED = {
 }
 
 
+@pytest.fixture(autouse=True, scope='module')
+def few_steps():
+    """Refine for less time: what is tested here is not how near the fit comes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('sasa_det.convert.fit.FEWEST_STEPS', 10)
+        patch.setattr('sasa_det.convert.fit.MOST_STEPS', 10)
+        yield
+
+
 def convolutional(name):
     """A narrowed detector of mmdet with convolutions everywhere."""
     config = read(name, DETECTORS[name][0])

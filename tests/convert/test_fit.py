@@ -44,7 +44,7 @@ def shifts(channels, heads, seed=0):
 def test_finds_a_convolution_that_attention_can_equal(depth):
     conv = shifts(8 * depth, 8)
     x = smooth(6, 8 * depth, (24, 24))
-    fitted = fit_static_attention(covariance(conv, x), conv.weight, 8, depth, 3, steps=200)
+    fitted = fit_static_attention(covariance(conv, x), conv.weight, 8, depth, 3)
     assert fitted.unexplained < 0.01
     # A head's own neighbour has nearly all weight there, in windows of 3.
     best = (fitted.rows.softmax(1).amax(1) * fitted.cols.softmax(1).amax(1)).median()
