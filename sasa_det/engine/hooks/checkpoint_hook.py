@@ -78,7 +78,7 @@ class WholeCheckpointHook(CheckpointHook):
     - A second training in the same work_dir is refused. What a killed run was writing is removed.
     - ``--resume`` skips damaged checkpoints, names them, and resumes from the newest whole one.
     - A checkpoint of another model is refused, with the differences. mmengine would fail in the
-      optimizer, or test a partly random model.
+      optimizer, or test a partly random model. So is one whose classes were in another order.
     - The run loads its checkpoint, and a backbone's initial weights, under
       :func:`~sasa_det.checkpoints.safe_loading`.
 
@@ -154,6 +154,7 @@ class WholeCheckpointHook(CheckpointHook):
         model_cfg, search = runner.cfg.get('model'), is_main_process()
         if runner._resume or not isinstance(runner._train_loop, BaseLoop):
             require_fit(model, checkpoint, name, model_cfg, search)
+            _check_classes(runner, checkpoint, name)
         else:  # a new training may start from other weights
             misfit = describe_misfit(model, checkpoint, model_cfg, path=name, search=search)
             if misfit:
@@ -252,6 +253,20 @@ def _remove_leftovers(folder: Path) -> None:
     for name in ('*.pth', 'last_checkpoint'):
         for leftover in folder.glob(f'{name}*.partial'):
             leftover.unlink(missing_ok=True)
+
+
+def _check_classes(runner, checkpoint: dict, name: str) -> None:
+    """Raise if the data set numbers its classes in another order than that of the checkpoint."""
+    loops = (runner._train_loop, runner._val_loop, runner._test_loop)
+    loop = next(each for each in loops if isinstance(each, BaseLoop))
+    here = getattr(loop.dataloader.dataset, 'metainfo', {})
+    there = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    classes = [[str(each) for each in meta.get('classes') or ()] for meta in (there, here)]
+    if classes[0] != classes[1] and sorted(classes[0]) == sorted(classes[1]):
+        raise ValueError(
+            f'checkpoint {name} has the classes {classes[0]}, and the data set of the config has them in '
+            f'another order, {classes[1]}: its labels would stand for other classes'
+        )
 
 
 def _check_optimizer(runner, checkpoint: dict, name: str) -> None:

@@ -398,6 +398,19 @@ def test_another_model_is_refused_with_what_differs(folder):
     assert 'fit.weight: (1, 1) in the checkpoint, (2, 1) in the model' in str(raised.value)
 
 
+def test_classes_in_another_order_are_refused(tmp_path, monkeypatch):
+    """Their number is the same, so that the weights fit."""
+    monkeypatch.setattr(Points, 'metainfo', {'classes': ('cat', 'dog')}, raising=False)
+    stop(tmp_path / 'run', 5)
+    monkeypatch.setattr(Points, 'metainfo', {'classes': ('dog', 'cat')})
+    with pytest.raises(
+        ValueError, match=r"epoch_2.pth has the classes \['cat', 'dog'\], .*\['dog', 'cat'\]"
+    ):
+        make_runner(tmp_path / 'run', resume=True).train()
+    monkeypatch.setattr(Points, 'metainfo', {'classes': ('kitten', 'dog')})
+    make_runner(tmp_path / 'run', resume=True).train()  # other names may stand for the same
+
+
 def test_another_optimizer_is_refused_with_its_groups(folder):
     optim_wrapper = {
         'optimizer': {'type': 'AdamW', 'lr': 0.1},
