@@ -8,9 +8,10 @@ EXAMPLES = """\
 examples:
   sasa-det convert retinanet_tiny_digits work_dirs/teacher/epoch_8.pth --out work_dirs/converted
   sasa-det convert my_config.py epoch_12.pth --images photos/ --out converted --parts neck head
+  sasa-det convert my_config.py epoch_12.pth --out converted --finetune 2
 
-No labels are needed. In the folder of --out are then the converted detector's config and checkpoint,
-report.json and report.md. Interrupted by Ctrl-C, the same command goes on with the next layer.
+Only --finetune needs labels. In the folder of --out are then the converted detector's config and
+checkpoint, report.json and report.md. Interrupted by Ctrl-C, the same command goes on where it was.
 """
 
 
@@ -50,6 +51,10 @@ def add_to(commands) -> None:
         default=5,
         help='window size in pixels, odd (default: %(default)s)',
     )
+    parser.add_argument(
+        '--finetune', type=int, default=0, metavar='EPOCHS',
+        help="then train for so many epochs on the config's labelled data, at a low learning rate",
+    )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='of the choice of images and pixels')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
@@ -120,6 +125,10 @@ def run(options: argparse.Namespace) -> int:
             checkpoint=[str(options.checkpoint), Path(options.checkpoint).stat().st_mtime_ns],
         ),
     )  # fmt: skip
+    checkpoint = files.converted_checkpoint(out, base)
+    if options.finetune and progress.made(checkpoint):
+        print(f'{checkpoint} is there already', file=sys.stderr)
+        return _finetune(checkpoint.with_suffix('.py'), options.finetune)
     try:
         with counting(len(calls), 'Converting layers') as count:
 
@@ -139,9 +148,19 @@ def run(options: argparse.Namespace) -> int:
         )
         raise
     with step('Writing and measuring'):
-        written = files.write_student(out, base, config, conversion)
+        files.write_student(checkpoint, base, config, conversion, progress.key)
         report = files.write_report(out, model, conversion, stages, images, calls)
         progress.remove()
     print(report, end='')
-    print(f'\nsasa-det test {written.with_suffix(".py")} {written}')
-    return 0
+    print(f'\nsasa-det test {checkpoint.with_suffix(".py")} {checkpoint}')
+    return _finetune(checkpoint.with_suffix('.py'), options.finetune) if options.finetune else 0
+
+
+def _finetune(converted: Path, epochs: int) -> int:
+    from ..convert.files import write_finetuning
+    from .main import main
+
+    config = write_finetuning(converted, epochs)
+    folder = converted.parent / 'finetune'
+    resume = ['--resume'] if (folder / 'last_checkpoint').is_file() else []
+    return main(['train', str(config), '--work-dir', str(folder), *resume])

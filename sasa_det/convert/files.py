@@ -16,13 +16,35 @@ from .conversion import Conversion
 from .costs import compare_layers, compare_models
 from .walk import Calls, Stage
 
+FINETUNE = """\
+# Written by `sasa-det convert`: a short training of the converted detector, at a low learning rate.
+_base_ = {base}
+
+train_cfg = dict(max_epochs={epochs}, val_interval=1)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(
+        type='CosineAnnealingLR',
+        by_epoch=True,
+        begin=0,
+        end={epochs},
+        eta_min_ratio=0.01,
+        convert_to_iter_based=True,
+    ),
+]
+optim_wrapper = dict(optimizer=dict(lr={lr}), paramwise_cfg={paramwise})
+"""
+# Of the learning rate that the detector was trained with.
+FINETUNE_LR = 0.2
+# Of that of the other weights: logits add up the steps of two projections.
+LOGITS_LR = 0.1
 TITLES = ('layer', 'unexplained', 'free', 'M parameters', 'GFLOPs', 'ms')
 CONFIG = """\
 # Written by `sasa-det convert`: the detector of the base, with attention in the place of these convolutions.
 _base_ = {base}
 
 custom_imports = dict(imports={imports}, allow_failed_imports=False)
-load_from = {checkpoint}
+load_from = '{{{{ fileDirname }}}}/{checkpoint}'
 model = dict(
     type='AttendingDetector',
     detector={detector},
@@ -34,19 +56,32 @@ model = dict(
 """
 
 
-def write_student(folder: Path, base: Path, config: Config, conversion: Conversion) -> Path:
+def converted_checkpoint(folder: Path, base: Path) -> Path:
+    """Name the checkpoint of a converted detector; its config has the name with the suffix ``.py``.
+
+    Args:
+        folder: Its folder.
+        base: The convolutional detector's config.
+
+    Examples:
+        >>> converted_checkpoint(Path('out'), Path('retinanet.py')).name
+        'retinanet_converted.pth'
+    """
+    return folder / f'{base.stem}_converted.pth'
+
+
+def write_student(
+    checkpoint: Path, base: Path, config: Config, conversion: Conversion, key: str
+) -> None:
     """Write a converted detector's config and checkpoint.
 
     Args:
-        folder: Where to.
+        checkpoint: What :func:`converted_checkpoint` named.
         base: The convolutional detector's config.
         config: Its content.
         conversion: The converted detector.
-
-    Returns:
-        The checkpoint; the config has its name, with the suffix ``.py``.
+        key: Of the conversion's settings.
     """
-    checkpoint = folder / f'{base.stem}_converted.pth'
     path = checkpoint.with_suffix('.py')
     imports = [*config.get('custom_imports', {}).get('imports', [])]
     if 'sasa_det' not in imports:
@@ -57,17 +92,20 @@ def write_student(folder: Path, base: Path, config: Config, conversion: Conversi
     )
     path.write_text(
         CONFIG.format(
-            base=config_literal(os.path.relpath(base, folder)),
+            base=config_literal(os.path.relpath(base, checkpoint.parent)),
             imports=config_literal(imports),
-            checkpoint=config_literal(str(checkpoint)),
+            checkpoint=checkpoint.name,
             detector=config_literal(config.model.type),
             attention='\n'.join(lines),
         ),
         encoding='utf-8',
     )
-    meta = dict(dataset_meta=conversion.model.dataset_meta, cfg=Config.fromfile(path).pretty_text)
+    meta = dict(
+        dataset_meta=conversion.model.dataset_meta,
+        cfg=Config.fromfile(path).pretty_text,
+        conversion=key,
+    )
     save(dict(state_dict=conversion.model.state_dict(), meta=meta), checkpoint)
-    return checkpoint
 
 
 def write_report(
@@ -138,6 +176,40 @@ def _before_and_after(row: Mapping) -> list:
     ]
 
 
+def write_finetuning(converted: Path, epochs: int) -> Path:
+    """Write a config that trains a converted detector for a short time.
+
+    Args:
+        converted: The converted detector's config.
+        epochs: Number of epochs.
+
+    Returns:
+        The new config, beside it.
+
+    Raises:
+        ValueError: The detector's config does not train by epochs.
+    """
+    config = Config.fromfile(converted)
+    if not config.get('train_cfg') or not config.train_cfg.get('max_epochs'):
+        raise ValueError(
+            f'{converted}: a fine-tuning needs train_cfg.max_epochs in the base config'
+        )
+    paramwise = config.optim_wrapper.get('paramwise_cfg') or {}
+    keys = {name: dict(lr_mult=LOGITS_LR) for name in ('.query.', '.key.', '.rel_row', '.rel_col')}
+    paramwise = dict(paramwise, custom_keys={**paramwise.get('custom_keys', {}), **keys})
+    path = converted.with_name(converted.name.replace('_converted.py', '_finetune.py'))
+    path.write_text(
+        FINETUNE.format(
+            base=config_literal(converted.name),
+            epochs=epochs,
+            lr=config_literal(FINETUNE_LR * config.optim_wrapper.optimizer.lr),
+            paramwise=config_literal(paramwise),
+        ),
+        encoding='utf-8',
+    )
+    return path
+
+
 def _arguments(attn_cfg: Mapping) -> str:
     return ', '.join(f'{key}={config_literal(value)}' for key, value in attn_cfg.items())
 
@@ -164,12 +236,12 @@ class Progress:
 
     def __init__(self, folder: Path, settings: Mapping) -> None:
         text = json.dumps(settings, sort_keys=True, default=str)
-        self._key = hashlib.sha256(text.encode()).hexdigest()
+        self.key = hashlib.sha256(text.encode()).hexdigest()
         self._path = folder / 'converted_layers.pth'
         self.layers: Dict[str, dict] = {}
         if self._path.is_file():
             saved = load_from_local(str(self._path), 'cpu')
-            if saved.get('key') == self._key:
+            if saved.get('key') == self.key:
                 self.layers = saved['layers']
 
     def add(self, name: str, layer: nn.Module) -> None:
@@ -180,7 +252,17 @@ class Progress:
             layer: The converted layer.
         """
         self.layers[name] = {key: value.cpu().clone() for key, value in layer.state_dict().items()}
-        save(dict(key=self._key, layers=self.layers), self._path)
+        save(dict(key=self.key, layers=self.layers), self._path)
+
+    def made(self, checkpoint: Path) -> bool:
+        """Say whether a checkpoint is what a whole conversion with these settings wrote.
+
+        Args:
+            checkpoint: The file, which need not exist.
+        """
+        if not checkpoint.is_file():
+            return False
+        return load_from_local(str(checkpoint), 'cpu')['meta'].get('conversion') == self.key
 
     def remove(self) -> None:
         """Remove the file once all is converted."""

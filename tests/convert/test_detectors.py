@@ -26,6 +26,8 @@ from sasa_det.convert.detectors import (
 )
 from sasa_det.evaluation.attention_maps import attention_layers
 
+DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
+
 # What becomes attention in each detector, by part; the convolutions that levels share count once.
 CONVERTED = {
     'faster-rcnn_sasa-r50_sasa-fpn_1x_coco': dict(backbone=8, neck=4, rpn_head=1),
@@ -175,6 +177,57 @@ def test_goes_on_after_an_interruption(teacher, photos, converted, tmp_path, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'report.json', 'report.md', 'tiny_converted.pth', 'tiny_converted.py',
     ]  # fmt: skip
+
+
+def test_fine_tunes_the_converted_detector(teacher, photos, tmp_path, capsys):
+    """On data of the config's own, at a low rate; a second call goes on rather than convert again."""
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    names = sorted(path.name for path in photos.iterdir())
+    content = dict(
+        images=[
+            dict(id=i, file_name=str(photos / name), width=128, height=96)
+            for i, name in enumerate(names)
+        ],
+        annotations=[
+            dict(id=i + 1, image_id=i, category_id=1, bbox=[20, 20, 30, 40], area=1200, iscrowd=0)
+            for i in range(len(names))
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(DIGITS, 1)],
+    )
+    for split in ('train', 'val'):
+        (data / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    config = tmp_path / 'own.py'
+    root = f'{data.as_posix()}/'
+    config.write_text(
+        f'_base_ = {str(teacher[0])!r}\n'
+        f'data_root = {root!r}\n'
+        'train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, '
+        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
+        'val_dataloader = dict(num_workers=0, persistent_workers=False, '
+        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
+        'test_dataloader = val_dataloader\n'
+        "val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')\n"
+        'test_evaluator = val_evaluator\n'
+    )
+    arguments = ['convert', str(config), str(teacher[1]), '--out', str(tmp_path / 'out')]
+    arguments += ['--parts', 'neck', '--finetune']
+    assert main([*arguments, '1']) == 0
+    out = tmp_path / 'out'
+    tuned = Config.fromfile(out / 'own_finetune.py')
+    base = read_config(find_config('retinanet_tiny_digits'))
+    assert tuned.optim_wrapper.optimizer.lr == pytest.approx(0.2 * base.optim_wrapper.optimizer.lr)
+    assert tuned.optim_wrapper.paramwise_cfg.custom_keys['.query.'].lr_mult == 0.1
+    assert (out / 'finetune' / 'epoch_1.pth').is_file()
+    # Training began with the converted weights.
+    before = torch.load(out / 'own_converted.pth', weights_only=True)['state_dict']
+    after = load_detector(tuned, out / 'finetune' / 'epoch_1.pth').state_dict()
+    name = 'neck.fpn_convs.0.conv.value.weight'
+    assert 0 < (before[name] - after[name]).norm() < 0.2 * before[name].norm()
+    capsys.readouterr()
+    assert main([*arguments, '2']) == 0
+    assert f'{out / "own_converted.pth"} is there already' in capsys.readouterr().err
+    assert (out / 'finetune' / 'epoch_2.pth').is_file()
 
 
 def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
