@@ -1,7 +1,7 @@
 """Which problems does a data set have? All of them, in one list."""
 
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, NamedTuple, Optional, Sequence
 
 from mmengine.fileio import join_path
 
@@ -94,7 +94,7 @@ def data_places(config) -> Iterator[DataPlace]:
         >>> next(data_places({'train_dataloader': {'dataset': dataset}}))
         DataPlace(annotations='data/a.json', images='data/train/', classes=None, tested=False)
     """
-    seen = set()
+    places: Dict[DataPlace, bool] = {}
     for key in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for dataset in _datasets(config.get(key)):
             root = dataset.get('data_root') or ''
@@ -104,11 +104,10 @@ def data_places(config) -> Iterator[DataPlace]:
                 join_path(root, dataset['ann_file']),
                 join_path(root, images),
                 None if classes is None else tuple(classes),
-                key != 'train_dataloader',
             )
-            if place not in seen:
-                seen.add(place)
-                yield place
+            places[place] = places.get(place, False) or key != 'train_dataloader'
+    for place, tested in places.items():
+        yield place._replace(tested=tested)
 
 
 def _datasets(config) -> Iterator[dict]:
