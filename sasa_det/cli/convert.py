@@ -8,7 +8,7 @@ EXAMPLES = """\
 examples:
   sasa-det convert retinanet_tiny_digits work_dirs/teacher/epoch_8.pth --out work_dirs/converted
   sasa-det convert my_config.py epoch_12.pth --images photos/ --out converted --parts neck head
-  sasa-det convert my_config.py epoch_12.pth --out converted --finetune 2
+  sasa-det convert my_config.py epoch_12.pth --out converted --budget time=0.8 --finetune 2
 
 Only --finetune needs labels. In the folder of --out are then the converted detector's config and
 checkpoint, report.json and report.md. Interrupted by Ctrl-C, the same command goes on where it was.
@@ -52,6 +52,11 @@ def add_to(commands) -> None:
         help='window size in pixels, odd (default: %(default)s)',
     )
     parser.add_argument(
+        '--budget', metavar='KIND=SHARE',
+        help="convert only the layers that are worth it for so much of the detector's time or flops, such as "
+        'time=0.8',
+    )  # fmt: skip
+    parser.add_argument(
         '--finetune', type=int, default=0, metavar='EPOCHS',
         help="then train for so many epochs on the config's labelled data, at a low learning rate",
     )  # fmt: skip
@@ -92,10 +97,12 @@ def run(options: argparse.Namespace) -> int:
 
         from ..checkpoints.detector import load_detector
         from ..convert import convert, files
+        from ..convert.budget import read_budget
         from ..convert.conversion import images_needed
         from ..convert.detectors import choose_detectors_layers, find_images, load_images, stages_of
         from ..convert.walk import watch_calls
 
+        budget = read_budget(options.budget) if options.budget else None
         config = read_config(base, options.cfg_options)
         device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
         model = load_detector(config, options.checkpoint, device)
@@ -121,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         out,
         dict(
             model=config.model, parts=options.parts, heads=options.heads, seed=options.seed,
-            kernel_size=options.kernel_size, images=found, num_images=len(images),
+            kernel_size=options.kernel_size, images=found, num_images=len(images), budget=options.budget,
             checkpoint=[str(options.checkpoint), Path(options.checkpoint).stat().st_mtime_ns],
         ),
     )  # fmt: skip
@@ -129,6 +136,21 @@ def run(options: argparse.Namespace) -> int:
     if options.finetune and progress.made(checkpoint):
         print(f'{checkpoint} is there already', file=sys.stderr)
         return _finetune(checkpoint.with_suffix('.py'), options.finetune)
+    if budget:
+        with counting(len(calls), 'Measuring each layer by itself') as count:
+            choices = files.plan_within(
+                out,
+                progress.key,
+                budget,
+                model,
+                choices,
+                stages,
+                images,
+                calls,
+                options.seed,
+                count,
+            )
+        calls = {name: each for name, each in calls.items() if choices[name].attn_cfg is not None}
     try:
         with counting(len(calls), 'Converting layers') as count:
 

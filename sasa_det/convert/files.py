@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from ..checkpoints.loading import load_from_local
 from ..configs import config_literal
+from .budget import Budget, draw_tradeoff, spend
 from .conversion import Conversion
 from .costs import compare_layers, compare_models
+from .layers import Choice
 from .walk import Calls, Stage
 
 FINETUNE = """\
@@ -224,6 +226,45 @@ def save(content: dict, path: Path) -> None:
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     torch.save(content, partial)
     partial.replace(path)
+
+
+def plan_within(
+    folder: Path,
+    key: str,
+    budget: Budget,
+    model: nn.Module,
+    choices: Mapping[str, Choice],
+    *others,
+) -> Dict[str, Choice]:
+    """Choose the layers within a budget, and write budget.json and budget.png; or read what was chosen before.
+
+    Times differ from run to run: a conversion that goes on must go on with the same layers.
+
+    Args:
+        folder: Where to.
+        key: Of the conversion's settings.
+        budget: What is wanted.
+        model: The convolutional detector.
+        choices: What may become of each convolution.
+        others: The other arguments of :func:`sasa_det.convert.budget.spend`.
+
+    Returns:
+        What becomes of each convolution.
+
+    Raises:
+        ValueError: No set of layers meets it; says what can be had.
+    """
+    path = folder / 'budget.json'
+    if path.is_file():
+        saved = json.loads(path.read_text())
+        if saved['key'] == key:
+            return {name: Choice(*choice) for name, choice in saved['choices'].items()}
+    plan = spend(budget, model, choices, *others)
+    draw_tradeoff(plan, budget).savefig(folder / 'budget.png', dpi=120)
+    path.write_text(
+        json.dumps(dict(key=key, budget=budget._asdict(), **plan._asdict()), indent=2) + '\n'
+    )
+    return plan.choices
 
 
 class Progress:

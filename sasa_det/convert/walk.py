@@ -162,6 +162,48 @@ def walk(
     }
 
 
+def fit_apart(
+    model: nn.Module,
+    attention: Mapping[str, dict],
+    stages: Sequence[Stage],
+    images: Tensor,
+    seed: int = 0,
+) -> Dict[str, nn.Module]:
+    """Fit an attention to each convolution by itself: to the teacher's inputs, not to a student's.
+
+    Args:
+        model: The teacher, in eval mode; gets all of the layers.
+        attention: By the convolution's name, the arguments of its attention.
+        stages: What runs the model.
+        images: The first stage's input.
+        seed: Of the pixels that are fitted to.
+
+    Returns:
+        The layers, by name, in the order in which they run.
+    """
+    calls = watch_calls(model, list(attention), stages, images[:1])
+    fitting = _Fitting(len(images), len(images), seed, lambda *_: None)
+    pairs = {}
+    for name, called in calls.items():
+        pair = _AttentionPair(
+            name, model.get_submodule(name), dict(attention[name]), called, fitting
+        )
+        pairs[name] = pair
+        # After the convolution itself, so that what follows sees what the teacher computes.
+        pair.hook = pair.conv.register_forward_hook(
+            lambda conv, args, output, pair=pair: pair.add(args[0], output)  # returns None
+        )
+    with torch.no_grad():
+        state = images
+        for stage in stages:
+            state = stage(model, state)
+        for name, pair in pairs.items():
+            pair.hook.remove()
+            pair.fit()
+            put(model, name, pair.student)
+    return {name: pair.student for name, pair in pairs.items()}
+
+
 def _sweep(stage: Stage, model: nn.Module, state, pairs):
     """Run a stage until all of its layers are converted; those that levels share are fitted between runs."""
     while True:
@@ -205,7 +247,7 @@ class _Pair(nn.Module):
         # NaN marks what comes after a layer that is not fitted yet.
         if not self.fitted and not student[0].isnan().any():
             self._differs |= not torch.equal(teacher, student)
-            self._add(student, truth)
+            self.add(student, truth)
             if len(self._calls.shapes) == 1:
                 self.fit()
         if not self.fitted:
@@ -214,7 +256,8 @@ class _Pair(nn.Module):
         self._measure(truth, result)
         return torch.cat([truth, result])
 
-    def _add(self, student: Tensor, truth: Tensor) -> None:
+    def add(self, student: Tensor, truth: Tensor) -> None:
+        """Add the student's inputs and the teacher's outputs to what is fitted to."""
         if self._moments is None:
             self._moments = Moments(
                 student.shape[1],
@@ -253,12 +296,12 @@ class _AttentionPair(_Pair):
         self._left, self._variance = [], []
         self._basis = None  # (C, directions)
 
-    def _add(self, student: Tensor, truth: Tensor) -> None:
+    def add(self, student: Tensor, truth: Tensor) -> None:
         if self.conv.in_channels > MOST_CHANNELS:
             if self._basis is None:
                 self._basis = principal_directions(student, MOST_CHANNELS)
             student = torch.einsum('bchw,cd->bdhw', student, self._basis)
-        super()._add(student, truth)
+        super().add(student, truth)
 
     def _fit(self, covariance: Covariance) -> None:
         begin = time.perf_counter()

@@ -1,0 +1,111 @@
+"""Which layers a budget chooses."""
+
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sasa_det.convert.budget import (
+    Budget,
+    Offer,
+    choose_within,
+    errors_alone,
+    frontier,
+    read_budget,
+    spend,
+)
+from sasa_det.convert.conversion import run_all
+from sasa_det.convert.layers import choose_layers
+from sasa_det.convert.walk import watch_calls
+
+
+def offers(count, seed):
+    draws = torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)).tolist()
+    return {f'layer{i}': Offer(error, gain - 0.2) for i, (error, gain) in enumerate(draws)}
+
+
+@pytest.mark.parametrize('seed', range(10))
+@pytest.mark.parametrize('share', [0.1, 0.5, 0.9])
+def test_finds_the_best_of_all_sets(seed, share):
+    given = offers(9, seed)
+    wanted = share * sum(max(0.0, offer.gain) for offer in given.values())
+    chosen = choose_within(given, wanted)
+    assert sum(given[name].gain for name in chosen) >= wanted
+    best = min(
+        sum(given[name].error for name in names)
+        for size in range(10)
+        for names in itertools.combinations(given, size)
+        if sum(given[name].gain for name in names) >= wanted
+    )
+    # Gains are rounded, by a two-thousandth of what is wanted for each layer.
+    assert sum(given[name].error for name in chosen) <= best + 0.02
+
+
+def test_what_gains_nothing_is_never_chosen():
+    given = dict(a=Offer(0.0, -1.0), b=Offer(0.5, 1.0))
+    assert choose_within(given, 0.9) == ['b'] and choose_within(given, 0) == []
+    with pytest.raises(ValueError, match='gain less than is wanted'):
+        choose_within(given, 1.1)
+
+
+def test_the_frontier_rises():
+    points = frontier(offers(8, 3))
+    gains, errors = zip(*points)
+    assert list(gains) == sorted(gains) and list(errors) == sorted(errors) and errors[0] == 0
+
+
+@pytest.mark.parametrize(
+    'text', ['time', 'time=', 'time=1.5', 'time=0', 'memory=0.5', 'time=-1', '0.8']
+)
+def test_refuses_other_budgets(text):
+    with pytest.raises(ValueError, match=r'time=SHARE, flops=SHARE, with a share .* but is'):
+        read_budget(text)
+    assert read_budget('flops=0.7') == Budget('flops', 0.7)
+
+
+@pytest.fixture(scope='module')
+def network():
+    """Layers of one size; the first computes nothing, so its conversion costs nothing."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Conv2d(32, 32, 3, padding=1) for _ in range(4)))
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[0].weight[:, :, 1, 1] += torch.eye(32)
+    return model.eval(), F.interpolate(torch.randn(8, 32, 12, 12), scale_factor=2.0)
+
+
+def test_errors_are_those_of_each_layer_alone(network):
+    model, images = network
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attention = {name: choice.attn_cfg for name, choice in choose_layers(model).items()}
+    errors, student = errors_alone(model, attention, [run_all], images, 2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert list(errors) == ['0', '1', '2', '3']
+    assert errors['0'] < 0.05 < errors['1'] < 1
+    alone = nn.Sequential(model[0], model[1], student[2], model[3])
+    with torch.no_grad():
+        truth, found = model(images[-2:]), alone(images[-2:])
+    expected = ((truth - found).square().mean() / truth.var(correction=0)).item()
+    assert errors['2'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_budget_of_flops_keeps_the_layers_of_most_error(network):
+    model, images = network
+    choices = choose_layers(model)
+    calls = watch_calls(model, list(choices), [run_all], images[:1])
+    told = []
+    plan = spend(Budget('flops', 0.8), model, choices, [run_all], images, calls, tell=told.append)
+    chosen = [name for name, choice in plan.choices.items() if choice.attn_cfg]
+    assert '0' in chosen and 0 < len(chosen) < 4 and told == [1, 2, 3, 4]
+    gained = sum(plan.offers[name].gain for name in chosen)
+    assert gained >= 0.2 * plan.total
+    kept = {choice.reason for choice in plan.choices.values() if choice.attn_cfg is None}
+    assert kept == {'the budget is met without it'}
+    json.dumps(plan._asdict())
+    with pytest.raises(
+        ValueError, match=r'no choice .* reaches flops=0.1; all .* together reach 0\.\d\d'
+    ):
+        spend(Budget('flops', 0.1), model, choices, [run_all], images, calls)
