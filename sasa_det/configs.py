@@ -136,8 +136,8 @@ def parse_cfg_options(cfg_options: Sequence[str]) -> dict:
 def config_literal(value) -> str:
     """Write a value as Python reads it back, whatever the data says.
 
-    mmengine's own formatting does not escape the keys of dicts. It also replaces `{{ ... }}` in a config's text,
-    within strings too, so that no brace of a string may stand there as it is.
+    mmengine's own formatting does not escape the keys of dicts. It also replaces `{{ ... }}` in a config's
+    text, within strings too, so that no brace of a string may stand there as it is.
 
     Args:
         value: Dicts, lists, tuples, texts, numbers, booleans and None.
