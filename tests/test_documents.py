@@ -59,6 +59,7 @@ SHORTER = [
     (r'benchmarks\.attention_gpu', None, 'tests/benchmarks/test_attention_gpu.py'),
     (r'checks/triton_builds\.py', None, 'tests/ops/backends/test_triton_builds.py'),
     (r'tools/reliability/', None, 'tests/engine/hooks/test_checkpoint_hook.py'),
+    (r'sasa-det convert|converted/', None, 'tests/convert/test_detectors.py'),
     (r'sasa-det explore', None, 'tests/cli/test_explore.py'),
     (r'mkdocs|^bash \.ci/run|^\.ci/run', None, 'tests/test_documents.py'),
     (r'run_tests\.sh', '--collect-only -q tests/environment/test_stack.py', ''),

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..checkpoints.loading import load_from_local
-from ..configs import config_literal
+from ..configs import CONFIGS, config_literal
 from .budget import Budget, draw_tradeoff, spend
 from .conversion import Conversion
 from .costs import compare_layers, compare_models
@@ -73,7 +73,12 @@ def converted_checkpoint(folder: Path, base: Path) -> Path:
 
 
 def write_student(
-    checkpoint: Path, base: Path, config: Config, conversion: Conversion, key: str
+    checkpoint: Path,
+    base: Path,
+    config: Config,
+    conversion: Conversion,
+    key: str,
+    changed: bool = False,
 ) -> None:
     """Write a converted detector's config and checkpoint.
 
@@ -83,9 +88,14 @@ def write_student(
         config: Its content.
         conversion: The converted detector.
         key: Of the conversion's settings.
+        changed: Whether options have changed the content; it is then written, too, to inherit from.
     """
     path = checkpoint.with_suffix('.py')
-    imports = [*config.get('custom_imports', {}).get('imports', [])]
+    if changed:
+        base = checkpoint.with_name(f'{base.stem}_with_options.py')
+        config.dump(base)
+    imports = (config.get('custom_imports') or {}).get('imports') or []
+    imports = [imports] if isinstance(imports, str) else [*imports]
     if 'sasa_det' not in imports:
         imports.append('sasa_det')
     lines = (
@@ -94,7 +104,7 @@ def write_student(
     )
     path.write_text(
         CONFIG.format(
-            base=config_literal(os.path.relpath(base, checkpoint.parent)),
+            base=config_literal(_as_base(base, checkpoint.parent)),
             imports=config_literal(imports),
             checkpoint=checkpoint.name,
             detector=config_literal(config.model.type),
@@ -192,10 +202,7 @@ def write_finetuning(converted: Path, epochs: int) -> Path:
         ValueError: The detector's config does not train by epochs.
     """
     config = Config.fromfile(converted)
-    if not config.get('train_cfg') or not config.train_cfg.get('max_epochs'):
-        raise ValueError(
-            f'{converted}: a fine-tuning needs train_cfg.max_epochs in the base config'
-        )
+    check_finetuning(config, epochs)
     paramwise = config.optim_wrapper.get('paramwise_cfg') or {}
     keys = {name: dict(lr_mult=LOGITS_LR) for name in ('.query.', '.key.', '.rel_row', '.rel_col')}
     paramwise = dict(paramwise, custom_keys={**paramwise.get('custom_keys', {}), **keys})
@@ -210,6 +217,29 @@ def write_finetuning(converted: Path, epochs: int) -> Path:
         encoding='utf-8',
     )
     return path
+
+
+def check_finetuning(config: Config, epochs: int) -> None:
+    """Check that a detector can be fine-tuned.
+
+    Args:
+        config: Its config.
+        epochs: Number of epochs.
+
+    Raises:
+        ValueError: The config does not train by epochs, or their number is below 0.
+    """
+    if epochs < 0:
+        raise ValueError(f'the number of epochs of fine-tuning must be at least 0, but is {epochs}')
+    if not (config.get('train_cfg') or {}).get('max_epochs'):
+        raise ValueError(f'{config.filename}: train_cfg.max_epochs is not set; --finetune needs it')
+
+
+def _as_base(config: Path, folder: Path) -> str:
+    """Name a config as a base: those of this package by name, as they lie elsewhere on another machine."""
+    if config.resolve().is_relative_to(CONFIGS):
+        return f'sasa_det::{config.resolve().relative_to(CONFIGS).as_posix()}'
+    return Path(os.path.relpath(config, folder)).as_posix()
 
 
 def _arguments(attn_cfg: Mapping) -> str:
@@ -303,7 +333,8 @@ class Progress:
         """
         if not checkpoint.is_file():
             return False
-        return load_from_local(str(checkpoint), 'cpu')['meta'].get('conversion') == self.key
+        meta = load_from_local(str(checkpoint), 'cpu').get('meta') or {}
+        return meta.get('conversion') == self.key
 
     def remove(self) -> None:
         """Remove the file once all is converted."""
