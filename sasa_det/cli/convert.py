@@ -104,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
 
         budget = read_budget(options.budget) if options.budget else None
         config = read_config(base, options.cfg_options)
+        if options.finetune:
+            files.check_finetuning(config, options.finetune)
         device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
         model = load_detector(config, options.checkpoint, device)
         choices = choose_detectors_layers(model, options.parts, options.heads, options.kernel_size)
@@ -129,6 +131,7 @@ def run(options: argparse.Namespace) -> int:
         dict(
             model=config.model, parts=options.parts, heads=options.heads, seed=options.seed,
             kernel_size=options.kernel_size, images=found, num_images=len(images), budget=options.budget,
+            pipeline=config.test_dataloader.dataset.pipeline, device=device,
             checkpoint=[str(options.checkpoint), Path(options.checkpoint).stat().st_mtime_ns],
         ),
     )  # fmt: skip
@@ -170,7 +173,8 @@ def run(options: argparse.Namespace) -> int:
         )
         raise
     with step('Writing and measuring'):
-        files.write_student(checkpoint, base, config, conversion, progress.key)
+        changed = bool(options.cfg_options)
+        files.write_student(checkpoint, base, config, conversion, progress.key, changed)
         report = files.write_report(out, model, conversion, stages, images, calls)
         progress.remove()
     print(report, end='')

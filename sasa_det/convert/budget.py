@@ -269,25 +269,33 @@ def errors_alone(
     """
     student = copy.deepcopy(model)
     layers = fit_apart(student, attention, stages, images[:-held_out], seed)
-    probe = images[-held_out:]
-    truth = _run(model, stages, probe)
+    # Each image twice, as in a conversion: both halves then have the same regions in a mask head.
+    probe = torch.cat([images[-held_out:]] * 2)
     errors: Dict[str, float] = {}
     for done, (name, layer) in enumerate(layers.items(), 1):
         conv = model.get_submodule(name)
-        put(model, name, layer)
+        put(model, name, _Halves(conv, layer))
         try:
-            errors[name] = _difference(truth, _run(model, stages, probe))
+            state = probe
+            for stage in stages:
+                state = stage(model, state)
         finally:
             put(model, name, conv)
+        errors[name] = _difference(_tensors(state), len(probe))
         tell(done)
     return errors, student
 
 
-def _run(model: nn.Module, stages: Sequence[Stage], images: Tensor) -> List[Tensor]:
-    state = images
-    for stage in stages:
-        state = stage(model, state)
-    return _tensors(state)
+class _Halves(nn.Module):
+    """A convolution for the first half of a batch, its attention for the second."""
+
+    def __init__(self, conv: nn.Conv2d, layer: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.layer = conv, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        return torch.cat([self.conv(first), self.layer(second)])
 
 
 def _tensors(nested) -> List[Tensor]:
@@ -300,11 +308,17 @@ def _tensors(nested) -> List[Tensor]:
     return [tensor for each in nested for tensor in _tensors(each)]
 
 
-def _difference(truth: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    """Compute the share of each output's variance, and the mean of it: scores and boxes differ in scale."""
+def _difference(outputs: Sequence[Tensor], batch: int) -> float:
+    """Compare the halves of the outputs: the share of each one's variance, then the mean of the shares.
+
+    Scores and boxes differ in scale. What has no dimension of the batch is left out.
+    """
+    halves = [
+        output.chunk(2)
+        for output in outputs
+        if output.is_floating_point() and output.dim() and len(output) % batch == 0 < len(output)
+    ]
     shares = [
-        ((x - y).square().mean() / x.var(correction=0).clamp(min=1e-12)).item()
-        for x, y in zip(truth, found)
-        if x.is_floating_point() and x.numel() > 1
+        ((x - y).square().mean() / x.var(correction=0).clamp(min=1e-12)).item() for x, y in halves
     ]
     return sum(shares) / len(shares)

@@ -57,7 +57,7 @@ def convert(
 
     Args:
         model: Any model; its batch must be the first dimension of what goes through its convolutions.
-        images: Its input (B, C, H, W). A fourth of them measures the errors.
+        images: Its input (B, C, H, W). The last fourth of them measures the errors.
         num_heads: Heads of each attention.
         kernel_size: Window size in pixels of each attention, odd, at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
@@ -69,11 +69,11 @@ def convert(
         tell: Called before and after each layer is fitted.
 
     Returns:
-        The student and what became of each convolution.
+        The student, in eval mode, and what became of each convolution.
 
     Raises:
-        ValueError: There are fewer than two images, nothing can be converted, or an argument is out of
-            range.
+        ValueError: There are fewer than two images, nothing can be converted, the model's numbers are not
+            finite, or an argument is out of range.
         KeyboardInterrupt: It was interrupted; what ``tell`` was given is whole.
 
     Examples:
@@ -94,7 +94,7 @@ def convert(
         why = '; '.join(f'{name}: {reason}' for name, reason in kept.items())
         raise ValueError(f'no convolution of the model can be converted ({why or "it has none"})')
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of GPUs, too
         student = copy.deepcopy(model).eval()
         held_out = max(1, round(len(images) * HELD_OUT))
         fitted = walk(student, attention, stages, images, held_out, seed, done, tell)
@@ -110,11 +110,11 @@ def images_needed(layers: Mapping[str, Tuple[Calls, nn.Conv2d]]) -> int:
 
     Examples:
         >>> size = torch.Size([1, 64, 10, 10])
-        >>> images_needed({'a': (Calls([(size, size)], 0.0), nn.Conv2d(64, 64, 3))})
+        >>> images_needed({'a': ([(size, size)], nn.Conv2d(64, 64, 3))})
         8
     """
     fewest = 0.0
     for calls, conv in layers.values():
-        pixels = sum(output[2] * output[3] for _, output in calls.shapes)
+        pixels = sum(output[2] * output[3] for _, output in calls)
         fewest = max(fewest, 9 * conv.in_channels / pixels)
     return math.ceil(fewest / (1 - HELD_OUT))

@@ -31,7 +31,7 @@ def compare_layers(
     rows = {}
     for name, each in calls.items():
         layers = [model.get_submodule(name) for model in (teacher, student)]
-        inputs = [torch.randn(shape, device=device) for shape, _ in each.shapes]
+        inputs = [torch.randn(shape, device=device) for shape, _ in each]
         seconds = alternate([partial(_run_all, layer, inputs) for layer in layers], device)
         row = {}
         for when, layer, took in zip(('before', 'after'), layers, seconds):

@@ -3,17 +3,16 @@
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Dict, List, Sequence
+from typing import Dict, List, Mapping, Sequence
 
 import torch
 from mmdet.registry import DATASETS
-from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
+from ..export.check import load_images as load_items
 from .layers import Choice, choose_layers
 from .walk import Stage
 
@@ -77,6 +76,8 @@ def choose_detectors_layers(
             continue
         if part not in parts:
             choices[name] = Choice(None, f'the part {part} was not asked for')
+        elif hasattr(model.get_submodule(name.rpartition('.')[0]), 'deform_groups'):
+            choices[name] = Choice(None, 'it computes the offsets of a deformable convolution')
         elif part == 'backbone' and 'stem' in name:
             choices[name] = Choice(None, 'it belongs to the stem, which reads the image')
     return choices
@@ -89,37 +90,45 @@ def stages_of(model: nn.Module) -> List[Stage]:
         model: A detector of mmdet, of one or two stages, or with a transformer as its head.
     """
     stages = [lambda model, images: model.extract_feat(images)]
-    if getattr(model, 'rpn_head', None) is not None:
+    if _has_convolutions(model, 'rpn_head'):
         stages.append(_run_rpn)
         if getattr(model.roi_head, 'with_mask', False):
             stages.append(_run_mask_head)
-    elif any(isinstance(module, nn.Conv2d) for module in model.bbox_head.modules()):
+    elif _has_convolutions(model, 'bbox_head'):
         stages.append(lambda model, features: model.bbox_head(features))
     return stages
 
 
-def _run_rpn(model: nn.Module, features: Sequence[Tensor]) -> Sequence[Tensor]:
-    model.rpn_head(features)
-    return features
+def _has_convolutions(model: nn.Module, head: str) -> bool:
+    head = getattr(model, head, None)
+    return head is not None and any(isinstance(each, nn.Conv2d) for each in head.modules())
 
 
-def _run_mask_head(model: nn.Module, features: Sequence[Tensor]) -> Tensor:
+def _run_rpn(model: nn.Module, features: Sequence[Tensor]) -> tuple:
+    return features, model.rpn_head(features)
+
+
+def _run_mask_head(model: nn.Module, state: tuple) -> tuple:
     # Both halves of a batch look at the regions that the teacher proposes.
+    features, outputs = state
     stride = model.rpn_head.prior_generator.strides[0][0]
     size = tuple(edge * stride for edge in features[0].shape[2:])
-    sample = DetDataSample(
-        metainfo=dict(
-            img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), batch_input_shape=size
-        )
-    )
+    meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0), batch_input_shape=size)
     batch = len(features[0])
-    proposals = model.rpn_head.predict(features, [sample] * batch, rescale=False)
-    first = [each.bboxes[:REGIONS] for each in proposals[: max(1, batch // 2)]]
+    metas = [meta] * max(1, batch // 2)
+    proposals = model.rpn_head.predict_by_feat(*outputs, batch_img_metas=metas, rescale=False)
+    first = [each.bboxes[:REGIONS] for each in proposals]
     # As many of each image, so that the halves of the regions are those of the images.
     count = max(1, min(map(len, first)))
     first = [each[:count] for each in first]
     regions = bbox2roi(first * (batch // len(first)))
-    return model.roi_head._mask_forward(features, regions)['mask_preds']
+    roi_head = model.roi_head
+    if isinstance(roi_head.mask_head, nn.ModuleList):
+        calls = [(number,) for number in range(len(roi_head.mask_head))]  # of a cascade
+    else:
+        calls = [()]
+    masks = [roi_head._mask_forward(*call, features, regions)['mask_preds'] for call in calls]
+    return features, outputs, masks
 
 
 def find_images(config: Config, folder=None) -> List[str]:
@@ -152,13 +161,22 @@ def find_images(config: Config, folder=None) -> List[str]:
             f'{config.filename}: train_dataloader is not set; name a folder of images by --images'
         )
     init_default_scope(config.get('default_scope', 'mmdet'))
-    dataset = config.train_dataloader.dataset.copy()
-    while 'dataset' in dataset:  # one that wraps another
-        dataset = dataset.dataset.copy()
-    dataset.update(pipeline=[])
     with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
-        built = DATASETS.build(dataset)
-    return [built.get_data_info(index)['img_path'] for index in range(len(built))]
+        built = [
+            DATASETS.build({**dataset, 'pipeline': []})
+            for dataset in _wrapped(config.train_dataloader.dataset)
+        ]
+    return [
+        dataset.get_data_info(index)['img_path']
+        for dataset in built
+        for index in range(len(dataset))
+    ]
+
+
+def _wrapped(dataset: Mapping) -> List[Mapping]:
+    """List the data sets that others wrap or join."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    return [leaf for each in inner for leaf in _wrapped(each)] if inner else [dataset]
 
 
 def load_images(
@@ -177,31 +195,25 @@ def load_images(
         (B, 3, H, W).
 
     Raises:
-        ValueError: There are fewer than two images.
-        OSError: One cannot be read; names it.
+        ValueError: There are fewer than two images, one cannot be read, or the detector cannot be run;
+            names it.
     """
     if len(files) < 2 or count < 2:
         raise ValueError(
             f'a conversion needs at least two images, but there are {len(files)} and {count} are asked for'
         )
-    pipeline = Compose(
-        [
-            step
-            for step in config.test_dataloader.dataset.pipeline
-            if 'LoadAnnotations' not in step['type']
-        ]
-    )
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
-    items = [_load(pipeline, files[order[0]])]
-    batch = dict(inputs=[items[0]['inputs']], data_samples=[items[0]['data_samples']])
-    limit = MEMORY // bytes_per_image(model, model.data_preprocessor(batch, False)['inputs'])
-    count = max(2, min(count, len(files), limit))
-    items += [_load(pipeline, files[index]) for index in order[1:count]]
-    batch = dict(
-        inputs=[item['inputs'] for item in items],
-        data_samples=[item['data_samples'] for item in items],
-    )
-    return model.data_preprocessor(batch, False)['inputs']
+    items = load_items(config, [files[index] for index in order[:count]])
+    # A batch has the largest height and width of its images.
+    sizes = torch.tensor([item['inputs'].shape for item in items])
+    padding = sizes.amax(0).prod().item() / sizes[0].prod().item()
+    limit = int(MEMORY / (padding * bytes_per_image(model, _batch(model, items[:1]))))
+    return _batch(model, items[: max(2, limit)])
+
+
+def _batch(model: nn.Module, items: Sequence[dict]) -> Tensor:
+    data = {key: [item[key] for item in items] for key in ('inputs', 'data_samples')}
+    return model.data_preprocessor(data, False)['inputs']
 
 
 def bytes_per_image(model: nn.Module, image: Tensor) -> int:
@@ -210,6 +222,9 @@ def bytes_per_image(model: nn.Module, image: Tensor) -> int:
     Args:
         model: The detector.
         image: (1, 3, H, W).
+
+    Raises:
+        ValueError: The detector cannot be run; says why.
     """
     largest = [image.numel()]
     hooks = [
@@ -224,19 +239,13 @@ def bytes_per_image(model: nn.Module, image: Tensor) -> int:
             state = image
             for stage in stages_of(model):
                 state = stage(model, state)
+    except Exception as error:  # a detector is a program, which may raise any error
+        raise ValueError(
+            f'{type(model).__name__} cannot be converted: its backbone, neck and head cannot be run by '
+            f'themselves ({type(error).__name__}: {str(error).partition(chr(10))[0]})'
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
     # A teacher's and a student's half, each with an input, an output, and what follows in place or not.
     return 2 * 3 * image.element_size() * max(largest)
-
-
-def _load(pipeline: Compose, file: str) -> dict:
-    try:
-        item = pipeline(dict(img_path=file, img_id=0, height=None, width=None))
-    except Exception as error:  # a decoder may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise OSError(f'{file}: cannot be read as an image ({reason})') from error
-    if item is None:
-        raise OSError(f'{file}: cannot be read as an image')
-    return item

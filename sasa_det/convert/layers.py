@@ -38,7 +38,7 @@ def choose_layers(
 
     Args:
         model: The model.
-        num_heads: Heads of each attention; fewer where they would have a single channel.
+        num_heads: Heads of each attention, at most; as many as divide its channels into even numbers.
         kernel_size: Window size of each attention, odd and at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
 
@@ -69,12 +69,15 @@ def choose_layers(
             raise ValueError(
                 f'{pattern!r} matches no spatial convolution; there are {", ".join(spatial)}'
             )
-    return {
+    choices = {
         name: _choose(conv, num_heads, kernel_size)
         if any(fnmatchcase(name, pattern) for pattern in layers)
         else Choice(None, 'it was not asked for')
         for name, conv in spatial.items()
     }
+    if '' in choices and choices[''].attn_cfg is not None:
+        choices[''] = Choice(None, 'it is the whole model; put it into an nn.Sequential')
+    return choices
 
 
 def is_plain_convolution(conv: nn.Conv2d) -> bool:
@@ -149,7 +152,7 @@ def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:
     channels = conv.in_channels if pointwise else conv.out_channels
     # Relative positions need an even number of channels per head.
     while num_heads > 1 and channels % (2 * num_heads):
-        num_heads //= 2
+        num_heads -= 1
     if channels % (2 * num_heads):
         return Choice(None, f'{channels} channels are odd')
     options = dict(kernel_size=kernel_size, num_heads=num_heads, bias=True)

@@ -66,7 +66,8 @@ class Moments:
         size = len(self.offsets) * in_channels
         self._inputs = torch.zeros(size, size, device=device)
         self._cross = torch.zeros(size, out_channels, device=device)
-        # Sums of many numbers, from which products of sums are taken away.
+        # The mean of the first pixels, which all sums are about: little cancels in a covariance then.
+        self._shift, self._target_shift = None, None
         self._sum = torch.zeros(size, device=device, dtype=torch.float64)
         self._target_sum = torch.zeros(out_channels, device=device, dtype=torch.float64)
         self._target_squares = torch.zeros(out_channels, device=device, dtype=torch.float64)
@@ -92,6 +93,9 @@ class Moments:
         for chunk in pixels.split(_CHUNK):
             near = gather(x, chunk, y.shape[2:], self.stride, self.dilation, self.offsets)
             target = targets[chunk]
+            if self._shift is None:
+                self._shift, self._target_shift = near.mean(0), target.mean(0)
+            near, target = near - self._shift, target - self._target_shift
             self._inputs.addmm_(near.T, near)
             self._cross.addmm_(near.T, target)
             self._sum += near.sum(0, dtype=torch.float64)
@@ -113,8 +117,8 @@ class Moments:
             self._inputs / self._samples - small[:, None] * small,
             self._cross / self._samples - small[:, None] * small_target,
             (self._target_squares / self._samples - target_mean.square()).float().clamp(min=0),
-            small,
-            small_target,
+            self._shift + small,
+            self._target_shift + small_target,
             self._samples,
         )
 

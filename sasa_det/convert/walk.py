@@ -22,22 +22,12 @@ from .moments import NINE, Covariance, Moments, principal_directions
 
 # What runs a part of a model: from the model and what comes in, to what comes out.
 Stage = Callable[[nn.Module, object], object]
+# Shapes of a module's input and output, for each call in one run of the model on one image.
+Calls = List[Tuple[torch.Size, torch.Size]]
 # Pixels to fit a layer to, per input of its equations.
 SAMPLES_PER_INPUT = 32
 # Attention of more channels is fitted in so many directions of most variance: moments grow with the square.
 MOST_CHANNELS = 512
-
-
-class Calls(NamedTuple):
-    """How a module is called in one run of the model on one image.
-
-    Attributes:
-        shapes: Of its input and output, for each call.
-        seconds: That all calls took.
-    """
-
-    shapes: List[Tuple[torch.Size, torch.Size]]
-    seconds: float
 
 
 class Fitted(NamedTuple):
@@ -69,26 +59,15 @@ def watch_calls(
     Returns:
         By name, in the order of the first call; those that are not called are not in it.
     """
-    calls: Dict[str, List] = {}
-    begins = {}
-    hooks = []
+    calls: Dict[str, Calls] = {}
 
     def watch(name):
-        def before(module, args):
-            begins[name] = time.perf_counter()
+        def note(module, args, output):
+            calls.setdefault(name, []).append((args[0].shape, output.shape))
 
-        def after(module, args, output):
-            seen = calls.setdefault(name, [[], 0.0])
-            seen[0].append((args[0].shape, output.shape))
-            seen[1] += time.perf_counter() - begins[name]
+        return model.get_submodule(name).register_forward_hook(note)
 
-        module = model.get_submodule(name)
-        hooks.extend(
-            (module.register_forward_pre_hook(before), module.register_forward_hook(after))
-        )
-
-    for name in names:
-        watch(name)
+    hooks = [watch(name) for name in names]
     try:
         with torch.no_grad():
             state = images
@@ -97,7 +76,7 @@ def watch_calls(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: Calls(*seen) for name, seen in calls.items()}
+    return calls
 
 
 def walk(
@@ -142,7 +121,7 @@ def walk(
                 pairs[name].fitted = True
         elif isinstance(module, nn.Conv2d) and _can_be_refitted(module):
             pairs[name] = _ConvolutionPair(name, module, called, fitting)
-        elif isinstance(module, _BatchNorm) and len(called.shapes) == 1:
+        elif isinstance(module, _BatchNorm) and (module.running_mean is None or len(called) == 1):
             put(model, name, _NormPair(module))
     for name, pair in pairs.items():
         put(model, name, pair)
@@ -236,7 +215,7 @@ class _Pair(nn.Module):
         self._name, self._calls, self._fitting = name, calls, fitting
         self._offsets = NINE if conv.kernel_size == (3, 3) else ((0, 0),)
         inputs = len(self._offsets) * min(conv.in_channels, MOST_CHANNELS)
-        pixels = sum(output[2] * output[3] for _, output in calls.shapes) * fitting.images
+        pixels = sum(output[2] * output[3] for _, output in calls) * fitting.images
         self._share = min(1.0, max(SAMPLES_PER_INPUT * inputs, 2**15) / pixels)
         self._generator = torch.Generator().manual_seed(fitting.seed)
         self._moments = None
@@ -244,13 +223,18 @@ class _Pair(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         teacher, student = x.chunk(2)
         truth = self.conv(teacher)
+        if not truth.isfinite().all():
+            raise ValueError(
+                f'the outputs of {self._name} must be finite to convert the model, but some are infinite or NaN'
+            )
         # NaN marks what comes after a layer that is not fitted yet.
-        if not self.fitted and not student[0].isnan().any():
+        reached = not _is_marked(student)
+        if not self.fitted and reached:
             self._differs |= not torch.equal(teacher, student)
             self.add(student, truth)
-            if len(self._calls.shapes) == 1:
+            if len(self._calls) == 1:
                 self.fit()
-        if not self.fitted:
+        if not self.fitted or not reached:
             return torch.cat([truth, torch.full_like(truth, float('nan'))])
         result = self.student(student)
         self._measure(truth, result)
@@ -325,7 +309,7 @@ class _AttentionPair(_Pair):
         self._fitting.tell(self._name, self.result(fitted.unexplained), self.student)
 
     def _measure(self, truth: Tensor, result: Tensor) -> None:
-        if len(self._left) == len(self._calls.shapes):  # later runs of a stage see the same
+        if len(self._left) == len(self._calls):  # later runs of a stage see the same
             return
         count = _images_of(truth, self._fitting)
         count = 0 if count == len(truth) else count  # without held-out images, on all
@@ -370,12 +354,14 @@ class _NormPair(nn.Module):
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         self.norm = norm
-        self._teacher = norm.running_mean.clone(), norm.running_var.clone()
+        self._teacher = copy.deepcopy((norm.running_mean, norm.running_var))
         self._adjusted = False
 
     def forward(self, x: Tensor) -> Tensor:
         teacher, student = x.chunk(2)
-        if not self._adjusted and not student[0].isnan().any():
+        if self.norm.running_mean is None:  # normalised by each batch's own statistics
+            return torch.cat([self.norm(teacher), self.norm(student)])
+        if not self._adjusted and not _is_marked(student):
             self._adjusted = True
             if not torch.equal(teacher, student):
                 self._adjust(teacher, student)
@@ -385,12 +371,17 @@ class _NormPair(nn.Module):
         return torch.cat([truth, norm(student)])
 
     def _adjust(self, teacher: Tensor, student: Tensor) -> None:
-        before, before_mean = torch.var_mean(teacher, (0, 2, 3))
-        after, after_mean = torch.var_mean(student, (0, 2, 3))
+        around = [0, *range(2, teacher.dim())]  # all but the channels
+        before, before_mean = torch.var_mean(teacher, around)
+        after, after_mean = torch.var_mean(student, around)
         ratio = torch.where(before > 0, after / before.clamp(min=1e-12), torch.ones_like(after))
         mean, variance = self._teacher
         self.norm.running_mean.copy_(after_mean + (mean - before_mean) * ratio.sqrt())
         self.norm.running_var.copy_(variance * ratio)
+
+
+def _is_marked(student: Tensor) -> bool:
+    return bool(student[:1].isnan().any())
 
 
 def _can_be_refitted(conv: nn.Conv2d) -> bool:

@@ -79,7 +79,7 @@ def test_pipeline(config) -> list:
     except AttributeError:
         raise ValueError(
             f'{config.filename}: has no test pipeline (test_dataloader.dataset.pipeline), by which images '
-            'are loaded to check what is exported'
+            'are loaded'
         ) from None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from sasa_det.convert import convert
 from sasa_det.convert.conversion import images_needed
-from sasa_det.convert.walk import Calls, watch_calls
+from sasa_det.convert.walk import watch_calls
 from sasa_det.layers import LocalSelfAttention2d
 
 
@@ -151,6 +151,65 @@ def test_goes_on_where_it_was_interrupted(teacher, conversion):
         torch.testing.assert_close(value, conversion.model.state_dict()[name], msg=name)
 
 
+def test_a_layer_that_was_done_waits_for_one_that_is_refitted(teacher):
+    """What two levels share and no file keeps is fitted again, and what follows it measured after that."""
+    model = nn.ModuleDict(
+        dict(
+            first=nn.Conv2d(16, 16, 3, padding=1),
+            shared=nn.Conv2d(16, 16, 1),
+            last=nn.Conv2d(16, 16, 3, padding=1),
+        )
+    )
+
+    def run(model, x):
+        x = model['first'](x)
+        return [model['last'](model['shared'](level)) for level in (x, x[:, :, ::2, ::2])]
+
+    x = F.interpolate(torch.randn(8, 16, 8, 8), scale_factor=2.0)
+    whole = convert(model, x, stages=[run])
+    done = {name: whole.model[name].state_dict() for name in ('first', 'last')}
+    again = convert(model, x, stages=[run], done=done)
+    for name, fitted in whole.fitted.items():
+        assert 0 < again.fitted[name].unexplained == pytest.approx(fitted.unexplained, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    'norm', [nn.BatchNorm2d(16, track_running_stats=False), nn.BatchNorm1d(16)], ids=str
+)
+def test_other_batch_norms_keep_the_halves_apart(norm):
+    torch.manual_seed(0)
+    pooling = nn.Flatten(2) if norm.track_running_stats else nn.Identity()
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), pooling, norm)
+    x = F.interpolate(torch.randn(8, 16, 8, 8), scale_factor=2.0)
+    with torch.no_grad():
+        model.train()(x)
+    model.eval()
+    student = convert(model, x).model
+    with torch.no_grad():
+        truth, result = (each(x).flatten(2) for each in (model, student))
+    # Both are normalised, each by its own statistics.
+    assert (result - truth).square().mean() < 0.5 * truth.var()
+    torch.testing.assert_close(result.var((0, 2)), truth.var((0, 2)), rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+def test_a_model_that_computes_no_finite_numbers_is_refused(number):
+    model = nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, padding=1))
+    with torch.no_grad():
+        model[0].weight[3, 3] = number
+    with pytest.raises(ValueError, match='outputs of 0 must be finite .* some are infinite or NaN'):
+        convert(model, torch.randn(4, 16, 8, 8))
+
+
+def test_random_numbers_of_others_stay_as_they_are(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeded.append)
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1))
+    before = torch.get_rng_state()
+    convert(model, torch.zeros(2, 16, 8, 8))
+    assert torch.equal(torch.get_rng_state(), before) and not seeded
+
+
 def test_many_channels_are_fitted_in_fewer_directions(monkeypatch):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 64, 1), nn.Conv2d(64, 16, 3, 2, 1))
@@ -174,15 +233,15 @@ def test_shared_layers_are_converted_once(teacher):
 def test_calls_are_those_of_the_levels(teacher):
     calls = watch_calls(teacher, ['tower.0', 'stem', 'unused'], [lambda m, x: m(x)], images(1))
     assert list(calls) == ['stem', 'tower.0']
-    assert [output for _, output in calls['tower.0'].shapes] == [(1, 32, 16, 16), (1, 32, 8, 8)]
+    assert [output for _, output in calls['tower.0']] == [(1, 32, 16, 16), (1, 32, 8, 8)]
 
 
 def test_images_needed_are_those_of_the_smallest_map():
     shape = torch.Size([1, 64, 6, 6])
     large = torch.Size([1, 64, 60, 60])
     layers = dict(
-        a=(Calls([(large, large)], 0.0), nn.Conv2d(64, 64, 3)),
-        b=(Calls([(large, shape)], 0.0), nn.Conv2d(128, 128, 3)),
+        a=([(large, large)], nn.Conv2d(64, 64, 3)),
+        b=([(large, shape)], nn.Conv2d(128, 128, 3)),
     )
     # 9 * 128 inputs, 36 pixels per image, and a fourth of the images are held out.
     assert images_needed(layers) == 43
@@ -193,6 +252,7 @@ def test_images_needed_are_those_of_the_smallest_map():
     [
         (nn.Conv2d(16, 16, 3, padding=1), 1, 'at least two images, but there are 1'),
         (nn.Conv2d(3, 16, 7), 4, r'no convolution .* can be converted \(: its kernel is 7 x 7\)'),
+        (nn.Conv2d(16, 16, 3, padding=1), 4, r'\(: it is the whole model; put it into an nn.Seq'),
         (nn.Conv2d(3, 16, 1), 4, r'no convolution .* can be converted \(it has none\)'),
     ],
 )

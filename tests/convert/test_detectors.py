@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from foreign_detectors import DETECTORS, build, inputs, read
 from mmengine.config import Config
+from torch import nn
 
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.cli.main import main
 from sasa_det.configs import find_config, read_config
 from sasa_det.convert import convert
+from sasa_det.convert.budget import errors_alone
 from sasa_det.convert.detectors import (
     MEMORY,
     bytes_per_image,
@@ -24,6 +26,8 @@ from sasa_det.convert.detectors import (
     load_images,
     stages_of,
 )
+from sasa_det.convert.files import Progress
+from sasa_det.convert.walk import watch_calls
 from sasa_det.evaluation.attention_maps import attention_layers
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -89,6 +93,67 @@ def test_other_detectors_convert_and_predict(name):
         predictions = found.model(**data, mode='predict')
     assert len(predictions) == 2
     assert all(each.pred_instances.bboxes.isfinite().all() for each in predictions)
+
+
+def test_a_stage_runs_its_part_alone():
+    model = convolutional('mask-rcnn_sasa-r50_sasa-fpn_sasa-mask-head_1x_coco')
+    names = ['backbone.conv1', 'rpn_head.rpn_conv', 'roi_head.mask_head.convs.0.conv']
+    calls = watch_calls(model, names, stages_of(model), torch.randn(1, 3, 128, 128))
+    assert [len(calls[name]) for name in names] == [1, 5, 1]  # an RPN has five levels
+
+
+def test_errors_of_an_rpn_are_seen_at_the_outputs():
+    model = convolutional('faster-rcnn_sasa-r50_sasa-fpn_1x_coco')
+    attention = {
+        name: choice.attn_cfg
+        for name, choice in choose_detectors_layers(model, ('head',), 4, 3).items()
+        if choice.attn_cfg
+    }
+    errors, _ = errors_alone(model, attention, stages_of(model), torch.randn(4, 3, 64, 64), 1)
+    assert list(errors) == ['rpn_head.rpn_conv'] and errors['rpn_head.rpn_conv'] > 0.01
+
+
+def test_errors_before_a_mask_head_are_of_the_same_regions():
+    """Another RPN proposes other regions, but changes nothing in the mask head."""
+    model = convolutional('mask-rcnn_sasa-r50_sasa-fpn_sasa-mask-head_1x_coco')
+    name = 'rpn_head.rpn_conv'
+    attention = {name: dict(kernel_size=3, num_heads=8, bias=True, out_proj=True)}
+    stages = stages_of(model)
+    stages.append(lambda model, outputs: outputs[-1])  # the masks
+    errors, _ = errors_alone(model, attention, stages, torch.randn(4, 3, 128, 128), 1)
+    assert errors[name] == 0
+
+
+@pytest.mark.parametrize(
+    'name, reached',
+    [
+        (
+            'cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco',
+            ['rpn_head.rpn_conv', 'roi_head.mask_head.2.convs.3.conv'],
+        ),
+        ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco', ['neck.fpn_convs.0.conv']),
+        ('solo/solo_r50_fpn_1x_coco', ['neck.fpn_convs.0.conv']),
+    ],
+)
+def test_stages_run_what_they_can(name, reached):
+    config = read_config(Config._get_cfg_path(f'mmdet::{name}.py', '')[0])
+    config.model.backbone.init_cfg = None
+    model = build(config).eval()
+    calls = watch_calls(model, reached, stages_of(model), torch.randn(1, 3, 64, 64))
+    assert list(calls) == reached
+
+
+def test_offsets_of_deformable_convolutions_stay():
+    class Deformable(nn.Module):
+        deform_groups = 1
+
+        def __init__(self):
+            super().__init__()
+            self.conv_offset = nn.Conv2d(16, 18, 3, padding=1)
+
+    model = nn.ModuleDict(dict(backbone=nn.ModuleDict(dict(conv2=Deformable()))))
+    choices = choose_detectors_layers(model)
+    assert choices['backbone.conv2.conv_offset'].reason.startswith('it computes the offsets of a')
 
 
 @pytest.fixture(scope='module')
@@ -179,6 +244,95 @@ def test_goes_on_after_an_interruption(teacher, photos, converted, tmp_path, cap
     ]  # fmt: skip
 
 
+def test_layers_of_images_of_another_size_are_not_gone_on_with(
+    teacher, photos, tmp_path, capsys, monkeypatch
+):
+    from sasa_det.convert import walk
+
+    fit, left = walk.fit_static_attention, 1
+
+    def stop(*args, **kwargs):
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr(walk, 'fit_static_attention', stop)
+    assert command(teacher, photos, tmp_path, '--parts', 'neck') == 130
+    assert '1 of 4 layers are converted' in capsys.readouterr().err
+    smaller = ['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(96,96)']
+    assert command(teacher, photos, tmp_path, '--parts', 'neck', *smaller) == 130
+    assert '0 of 4 layers are converted' in capsys.readouterr().err
+
+
+def test_options_and_imports_of_the_config_hold_for_the_converted_one(teacher, photos, tmp_path):
+    config = tmp_path / 'own.py'
+    config.write_text(
+        f'_base_ = {str(teacher[0])!r}\n'
+        "custom_imports = dict(imports='sasa_det', allow_failed_imports=False)\n"
+    )
+    options = ['--parts', 'neck', '--cfg-options', 'model.test_cfg.score_thr=0.25']
+    assert command((config, teacher[1]), photos, tmp_path / 'out', *options) == 0
+    converted = Config.fromfile(tmp_path / 'out' / 'own_converted.py')
+    assert converted.model.test_cfg.score_thr == 0.25
+    assert converted.custom_imports.imports == ['sasa_det']
+    load_detector(converted, converted.load_from)
+
+
+def test_another_checkpoint_of_the_name_is_not_gone_on_with(tmp_path):
+    torch.save(dict(state_dict={}), tmp_path / 'own_converted.pth')
+    assert not Progress(tmp_path, {}).made(tmp_path / 'own_converted.pth')
+
+
+def test_fine_tuning_by_iterations_is_refused_at_once(teacher, photos, tmp_path, capsys):
+    config = tmp_path / 'own.py'
+    config.write_text(
+        f'_base_ = {str(teacher[0])!r}\n'
+        "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5)\n"
+    )
+    out = tmp_path / 'out'
+    assert command((config, teacher[1]), photos, out, '--finetune', '1') == 2
+    assert f'{config}: train_cfg.max_epochs is not set' in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_finds_the_images_of_joined_data_sets(photos, tmp_path):
+    content = dict(
+        images=[dict(id=0, file_name='0.png', width=128, height=96)],
+        annotations=[],
+        categories=[dict(id=1, name='zero')],
+    )
+    (tmp_path / 'coco.json').write_text(json.dumps(content))
+    one = dict(
+        type='CocoDataset', ann_file=str(tmp_path / 'coco.json'), data_prefix=dict(img=str(photos))
+    )
+    joined = dict(
+        type='ConcatDataset', datasets=[one, dict(type='RepeatDataset', times=2, dataset=one)]
+    )
+    config = Config(dict(train_dataloader=dict(dataset=joined)))
+    assert find_images(config) == [str(photos / '0.png')] * 2
+
+
+def test_memory_is_that_of_images_padded_to_one_size(teacher, tmp_path, monkeypatch):
+    files = [str(tmp_path / name) for name in ('wide.png', 'high.png', 'other.png')]
+    for file, size in zip(files, ((64, 128), (128, 64), (64, 128))):
+        cv2.imwrite(file, np.zeros((*size, 3), np.uint8))
+    model = load_detector(Config.fromfile(teacher[0]), teacher[1])
+    model.cfg.test_dataloader.dataset.pipeline.pop(1)  # which resizes
+    alone = load_images(model, model.cfg, [files[0], files[2]], 2)[:1]
+    monkeypatch.setattr('sasa_det.convert.detectors.MEMORY', 4.5 * bytes_per_image(model, alone))
+    # Padded to 128 x 128 an image takes twice as much.
+    assert len(load_images(model, model.cfg, files, 3)) == 2
+
+
+def test_a_detector_that_cannot_be_run_is_named(teacher, monkeypatch):
+    model = load_detector(Config.fromfile(teacher[0]), teacher[1])
+    monkeypatch.setattr(model.bbox_head, 'forward', lambda: None)
+    with pytest.raises(ValueError, match=r'RetinaNet cannot be converted: .* \(TypeError: .*given'):
+        bytes_per_image(model, torch.zeros(1, 3, 64, 64))
+
+
 def test_fine_tunes_the_converted_detector(teacher, photos, tmp_path, capsys):
     """On data of the config's own, at a low rate; a second call goes on rather than convert again."""
     data = tmp_path / 'data'
@@ -247,6 +401,7 @@ def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
         (['--parts', 'nose'], r"parts may hold \('backbone', .*\), but has 'nose'"),
         (['--heads', '0'], 'num_heads must be an integer of at least 1, but is 0'),
         (['--kernel-size', '4'], 'kernel_size must be an odd integer of at least 3, but is 4'),
+        (['--finetune', '-1'], 'epochs of fine-tuning must be at least 0, but is -1'),
         (['--num-images', '1'], 'at least two images, but there are 5 and 1 are asked for'),
         (['--cfg-options', 'model.neck.out_channels=32'], 'weights are not those of the model'),
     ],
@@ -261,7 +416,8 @@ def test_images_that_do_not_load_are_named(teacher, tmp_path, capsys):
     for name in ('a.png', 'b.png'):
         (tmp_path / 'in' / name).write_bytes(b'no image')
     assert command(teacher, tmp_path / 'in', tmp_path / 'out') == 2
-    assert 'b.png: cannot be read as an image' in capsys.readouterr().err.replace('a.png', 'b.png')
+    message = 'b.png: cannot be loaded by the test pipeline'
+    assert message in capsys.readouterr().err.replace('a.png', 'b.png')
 
 
 def test_a_folder_without_images_is_named(teacher, tmp_path, capsys):

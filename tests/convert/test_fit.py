@@ -177,6 +177,12 @@ def test_what_stays_a_convolution_is_told_why():
     assert only['predictor'].reason == 'it was not asked for'
 
 
+@pytest.mark.parametrize('channels, heads', [(32, 4), (48, 6), (24, 6), (10, 5)])
+def test_has_as_many_of_six_heads_as_divide_the_channels(channels, heads):
+    model = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1))
+    assert choose_layers(model, 6)['0'].attn_cfg['num_heads'] == heads
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

@@ -45,6 +45,22 @@ def test_covariance_is_that_of_the_unfolded_features(stride, dilation):
     torch.testing.assert_close(found.input_mean.double(), inputs.mean(0), **close)
 
 
+def test_a_large_mean_does_not_drown_the_covariance():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, 24, 24, generator=generator) + 3000
+    y = torch.randn(4, 3, 24, 24, generator=generator) - 3000
+    moments = Moments(6, 3, offsets=((0, 0),))
+    moments.add(x, y)
+    both = torch.cat([x, y], 1).double().transpose(0, 1).flatten(1)
+    expected = torch.cov(both, correction=0)
+    found = moments.covariance()
+    close = dict(rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.inputs.double(), expected[:6, :6], **close)
+    torch.testing.assert_close(found.cross.double(), expected[:6, 6:], **close)
+    torch.testing.assert_close(found.target.double(), expected[6:, 6:].diagonal(), **close)
+    torch.testing.assert_close(found.target_mean.double(), both[6:].mean(1), rtol=1e-6, atol=0)
+
+
 def test_error_is_that_of_direct_least_squares():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(8, 6, 10, 12, generator=generator)
