@@ -309,7 +309,9 @@ def old_mmcv_content():
             time='Tue Nov 30 12:00:00 2021',
             epoch=12,
             iter=87960,
-            hook_msgs=dict(best_score=np.float64(0.365), last_ckpt='epoch_12.pth', best=np.float32(0.5)),
+            hook_msgs=dict(
+                best_score=np.float64(0.365), last_ckpt='epoch_12.pth', best=np.float32(0.5)
+            ),
             CLASSES=('person', 'bicycle'),
             PALETTE=np.arange(6, dtype=np.uint8).reshape(2, 3),
             flags=np.bool_(True),
@@ -317,7 +319,8 @@ def old_mmcv_content():
         ),
         state_dict=OrderedDict(weight=torch.randn(2, 3), half=torch.ones(2).half()),
         optimizer=dict(
-            state={0: dict(momentum_buffer=torch.ones(2, 3))}, param_groups=[dict(lr=0.01, params=[0])]
+            state={0: dict(momentum_buffer=torch.ones(2, 3))},
+            param_groups=[dict(lr=0.01, params=[0])],
         ),
     )
 
@@ -397,7 +400,9 @@ load_from_local(sys.argv[1])
 def test_types_of_numpys_that_a_user_allows_load_as_without_us(tmp_path, order, seed):
     """torch's list has one entry for each name, and which of two wins is by chance."""
     values = dict(floats=np.arange(3.0), scalar=np.float64(1.5), texts=np.array(['a', 'bc']))
-    values |= dict(objects=np.array([None, 1], object), record=np.ones(2, [('x', 'f4'), ('y', 'i4')]))
+    values |= dict(
+        objects=np.array([None, 1], object), record=np.ones(2, [('x', 'f4'), ('y', 'i4')])
+    )
     torch.save(values, tmp_path / 'a.pth')
     done = torchs_own(tmp_path / 'a.pth', seed=seed, **{order: ALLOW})
     assert done.stdout.replace('_Array(', 'array(') == f'{values}\n' * 2, done.stderr[-2000:]
@@ -429,7 +434,9 @@ def test_a_zip_with_an_encrypted_entry_is_named(tmp_path):
 @pytest.mark.parametrize('end', ['', '..', '.?name=a.pth'])
 def test_a_url_that_names_no_file_is_not_downloaded(tmp_path, monkeypatch, end):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    monkeypatch.setattr('torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloaded'))
+    monkeypatch.setattr(
+        'torch.hub.download_url_to_file', lambda *_, **__: pytest.fail('downloaded')
+    )
     with pytest.raises(ValueError, match='checkpoint https://example.invalid/.* names no file'):
         loading.load_from_http(f'https://example.invalid/{end}')
 
@@ -482,7 +489,9 @@ class TestWithAnOlderTorch:
         assert not ran.exists()
 
     def test_the_milestones_of_a_schedule_load(self, tmp_path):
-        content = dict(milestones=Counter([8, 11]), some={1, 2}, raw=bytearray(b'ab'), number=1 + 2j)
+        content = dict(
+            milestones=Counter([8, 11]), some={1, 2}, raw=bytearray(b'ab'), number=1 + 2j
+        )
         torch.save(content, tmp_path / 'a.pth')
         assert load_from_local(tmp_path / 'a.pth') == content
 
@@ -510,7 +519,11 @@ class TestWithAnOlderTorch:
             begin = file.tell()
             pickle.load(file)
             whole, end = file.getvalue(), file.tell()
-            (tmp_path / 'a.pth').write_bytes(whole[:begin] + b'\x80\x02' + pickled + b'.' + whole[end:])
-            with pytest.raises(ValueError, match=f'a.pth is refused, and nothing of it was run: {said}'):
+            (tmp_path / 'a.pth').write_bytes(
+                whole[:begin] + b'\x80\x02' + pickled + b'.' + whole[end:]
+            )
+            with pytest.raises(
+                ValueError, match=f'a.pth is refused, and nothing of it was run: {said}'
+            ):
                 load_from_local(tmp_path / 'a.pth')
             assert not (tmp_path / 'written.patch').exists()
