@@ -1,6 +1,7 @@
 """With which config was a checkpoint trained? Its text is read as literals and never run."""
 
 import ast
+from importlib import import_module
 from pathlib import Path
 from typing import List, Mapping, Optional, Set, Tuple
 
@@ -134,12 +135,12 @@ def _import_parts(custom_imports) -> None:
 
 def _registered() -> Tuple[Set[str], Set[str]]:
     """Names in the registries that are loaded, and the registries' scopes."""
-    from mmdet.utils import register_all_modules
-
     from ..plugin import register
 
     register()
-    register_all_modules(init_default_scope=False)
+    import_module(
+        'sasa_det.registry'
+    )  # the scope of bases such as sasa_det::..., and all of mmdet's modules
     names, scopes = {'nms', 'soft_nms'}, set()
     registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
     while registries:

@@ -45,8 +45,14 @@ BAD = {
     'half a JPEG': (lambda: jpeg()[: len(jpeg()) // 2], 'is damaged or cut short'),
     'a header alone': (lambda: jpeg()[:30], 'is '),
     'half a PNG': (lambda: as_bytes(Image.fromarray(pixels()))[:2000], 'is damaged or cut short'),
-    '1 x 5000': (lambda: as_bytes(Image.fromarray(pixels(5000, 1))), 'is 1 x 5000 pixels, too thin'),
-    '5000 x 1': (lambda: as_bytes(Image.fromarray(pixels(1, 5000))), 'is 5000 x 1 pixels, too thin'),
+    '1 x 5000': (
+        lambda: as_bytes(Image.fromarray(pixels(5000, 1))),
+        'is 1 x 5000 pixels, too thin',
+    ),
+    '5000 x 1': (
+        lambda: as_bytes(Image.fromarray(pixels(1, 5000))),
+        'is 5000 x 1 pixels, too thin',
+    ),
 }
 
 
@@ -79,7 +85,9 @@ def test_each_bad_one_is_named_and_loses_no_run(coco_files, kind, monkeypatch):
     make, said = BAD[kind]
     path.write_bytes(make())
     assert said in find_image_problem(path)
-    sample = coco_files.dataset()[0]  # OpenCV fills up half a JPEG with grey; of the others, one next to it
+    sample = coco_files.dataset()[
+        0
+    ]  # OpenCV fills up half a JPEG with grey; of the others, one next to it
     taken = sample['data_samples'].img_path
     assert taken != str(path) or kind.startswith(('half', 'a header'))
     if taken == str(path):

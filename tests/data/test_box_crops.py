@@ -42,7 +42,9 @@ def test_crops_are_squares_around_the_boxes(data, tmp_path):
     out = tmp_path / 'crops'
     assert crop_boxes(data, out, size=32, context=1.0, quiet=True) == dict(train=2, val=2)
     found = sorted(str(path.relative_to(out)) for path in out.rglob('*.jpg'))
-    assert found == [f'{s}/{n}.jpg' for s in ('train', 'val') for n in ('green/000008', 'red/000005')]
+    assert found == [
+        f'{s}/{n}.jpg' for s in ('train', 'val') for n in ('green/000008', 'red/000005')
+    ]
     assert sorted(path.name for path in (out / 'val').iterdir()) == ['green', 'none', 'red']
     green = cv2.imread(str(out / 'train/green/000008.jpg')).astype(int)
     assert green.shape == (32, 32, 3)
@@ -101,7 +103,10 @@ def test_names_that_are_no_folders_are_refused_before_anything_is_written(
     outside = tmp_path / 'outside'
     name = fields.get('name')
     if name == '/OUTSIDE':
-        fields, said = dict(name=str(outside)), said.replace('/OUTSIDE', str(outside))
+        fields, said = (
+            dict(name=str(outside)),
+            'cannot be the name of a folder',
+        )  # paths are shortened
     spoil(data, key, 0, **fields)
     assert main([str(data), str(tmp_path / 'crops')]) == 1
     error = capsys.readouterr().err
