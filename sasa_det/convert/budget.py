@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..layers.replace import put
 from .costs import compare_layers, compare_models
 from .layers import Choice
-from .walk import Calls, Stage, fit_apart
+from .walk import Calls, Stage, fit_apart, run_stages
 
 # The gains are rounded to so many parts of what is wanted.
 _PARTS = 2000
@@ -218,21 +218,11 @@ def draw_tradeoff(plan: Plan, budget: Budget) -> Figure:
         label='the best sets of layers',
     )
     chosen = [plan.offers[name] for name in plan.offers if plan.choices[name].attn_cfg is not None]
-    axes.plot(
-        1 - sum(offer.gain for offer in chosen) / plan.total,
-        sum(offer.error for offer in chosen),
-        marker='o',
-        linestyle='',
-        label='chosen',
-    )
-    everything = plan.offers.values()
-    axes.plot(
-        1 - sum(offer.gain for offer in everything) / plan.total,
-        sum(offer.error for offer in everything),
-        marker='s',
-        linestyle='',
-        label='all layers',
-    )
+    sets = {'chosen': chosen, 'all layers': plan.offers.values()}
+    for (label, offers), marker in zip(sets.items(), 'os'):
+        share = 1 - sum(offer.gain for offer in offers) / plan.total
+        error = sum(offer.error for offer in offers)
+        axes.plot(share, error, marker=marker, linestyle='', label=label)
     axes.axvline(budget.share, color='0.6', linewidth=1)
     axes.set(
         xlabel=f'{budget.kind}, of the convolutional detector',
@@ -276,9 +266,7 @@ def errors_alone(
         conv = model.get_submodule(name)
         put(model, name, _Halves(conv, layer))
         try:
-            state = probe
-            for stage in stages:
-                state = stage(model, state)
+            state = run_stages(model, stages, probe)
         finally:
             put(model, name, conv)
         errors[name] = _difference(_tensors(state), len(probe))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.costs import count_costs
-from .walk import Calls, Stage
+from .walk import Calls, Stage, run_stages
 
 _ROUNDS = 5
 
@@ -108,6 +108,4 @@ class _Run(nn.Module):
         self.model, self._stages = model, stages
 
     def forward(self, x):
-        for stage in self._stages:
-            x = stage(self.model, x)
-        return x
+        return run_stages(self.model, self._stages, x)

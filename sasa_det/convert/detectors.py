@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..export.check import load_images as load_items
 from .layers import Choice, choose_layers
-from .walk import Stage
+from .walk import Stage, run_stages
 
 PARTS = ('backbone', 'neck', 'head', 'predictors')
 DEFAULT_PARTS = ('backbone', 'neck', 'head')
@@ -236,9 +236,7 @@ def bytes_per_image(model: nn.Module, image: Tensor) -> int:
     ]
     try:
         with torch.no_grad():
-            state = image
-            for stage in stages_of(model):
-                state = stage(model, state)
+            run_stages(model, stages_of(model), image)
     except Exception as error:  # a detector is a program, which may raise any error
         raise ValueError(
             f'{type(model).__name__} cannot be converted: its backbone, neck and head cannot be run by '

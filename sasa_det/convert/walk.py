@@ -45,6 +45,27 @@ class Fitted(NamedTuple):
     seconds: float
 
 
+def run_stages(model: nn.Module, stages: Sequence[Stage], images: Tensor):
+    """Run a model, one stage after the other.
+
+    Args:
+        model: The model.
+        stages: What runs it.
+        images: The first stage's input.
+
+    Returns:
+        The last stage's output.
+
+    Examples:
+        >>> run_stages(nn.ReLU(), [lambda model, x: model(x)], torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+    state = images
+    for stage in stages:
+        state = stage(model, state)
+    return state
+
+
 def watch_calls(
     model: nn.Module, names: Sequence[str], stages: Sequence[Stage], images: Tensor
 ) -> Dict[str, Calls]:
@@ -70,9 +91,7 @@ def watch_calls(
     hooks = [watch(name) for name in names]
     try:
         with torch.no_grad():
-            state = images
-            for stage in stages:
-                state = stage(model, state)
+            run_stages(model, stages, images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -173,9 +192,7 @@ def fit_apart(
             lambda conv, args, output, pair=pair: pair.add(args[0], output)  # returns None
         )
     with torch.no_grad():
-        state = images
-        for stage in stages:
-            state = stage(model, state)
+        run_stages(model, stages, images)
         for name, pair in pairs.items():
             pair.hook.remove()
             pair.fit()
