@@ -174,8 +174,8 @@ def spend(
     held_out = min(MOST_PROBES, max(1, len(images) // 4))
     errors, student = errors_alone(model, attention, stages, images, held_out, seed, tell)
     layers = compare_layers(model, student, calls)
-    total = compare_models(model, student, stages, images[:1])[f'{KINDS[budget.kind]}_before']
     key = KINDS[budget.kind]
+    total = compare_models(model, student, stages, images[:1])[f'{key}_before']
     offers = {
         name: Offer(errors[name], layers[name][f'{key}_before'] - layers[name][f'{key}_after'])
         for name in errors

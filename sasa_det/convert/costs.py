@@ -33,13 +33,7 @@ def compare_layers(
         layers = [model.get_submodule(name) for model in (teacher, student)]
         inputs = [torch.randn(shape, device=device) for shape, _ in each]
         seconds = alternate([partial(_run_all, layer, inputs) for layer in layers], device)
-        row = {}
-        for when, layer, took in zip(('before', 'after'), layers, seconds):
-            costs = [count_costs(layer, x) for x in inputs]
-            row[f'parameters_{when}'] = costs[0].parameters
-            row[f'gflops_{when}'] = sum(cost.flops for cost in costs) / 1e9
-            row[f'ms_{when}'] = 1000 * took
-        rows[name] = row
+        rows[name] = _before_and_after(layers, inputs, seconds)
     return rows
 
 
@@ -59,13 +53,7 @@ def compare_models(
     """
     runs = [_Run(model, stages) for model in (teacher, student)]
     seconds = alternate([partial(run, image) for run in runs], image.device)
-    row = {}
-    for when, run, took in zip(('before', 'after'), runs, seconds):
-        costs = count_costs(run, image)
-        row[f'parameters_{when}'] = costs.parameters
-        row[f'gflops_{when}'] = costs.flops / 1e9
-        row[f'ms_{when}'] = 1000 * took
-    return row
+    return _before_and_after(runs, [image], seconds)
 
 
 def alternate(runs: Sequence[Callable], device, rounds: int = _ROUNDS) -> list:
@@ -90,6 +78,18 @@ def alternate(runs: Sequence[Callable], device, rounds: int = _ROUNDS) -> list:
                 if number:
                     taken.append(time.perf_counter() - begin)
     return [statistics.median(taken) for taken in seconds]
+
+
+def _before_and_after(
+    modules: Sequence[nn.Module], inputs: Sequence[Tensor], seconds: Sequence[float]
+) -> dict:
+    row = {}
+    for when, module, took in zip(('before', 'after'), modules, seconds):
+        costs = [count_costs(module, x) for x in inputs]
+        row[f'parameters_{when}'] = costs[0].parameters
+        row[f'gflops_{when}'] = sum(cost.flops for cost in costs) / 1e9
+        row[f'ms_{when}'] = 1000 * took
+    return row
 
 
 def _run_all(layer: nn.Module, inputs: Sequence[Tensor]) -> None:
