@@ -12,7 +12,7 @@ from ..ops.backends.reference import window_logits
 from ..ops.window import Window, output_format
 from .position import check_sinusoidal_channels, sinusoidal_positions
 from .projected_attention import check_map, projected_attention
-from .projection import draw, is_plain, new_projection, project_by
+from .projection import ConstantProjection, draw, is_plain, new_projection, project_by
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
@@ -75,6 +75,9 @@ class LocalSelfAttention2d(nn.Module):
         downsample: What a stride above 1 does. 'pool': attention at every pixel, then average pooling
             over stride x stride, the paper's replacement of a strided convolution. 'query': only every
             stride-th row and column has an output, as in a strided convolution; not in the paper.
+        constant_query: Learn one query for all pixels in the place of a projection. With logits='qr' the
+            weights are then the same at every pixel: a learned shift of each head, as a control of what
+            attention is worth. Not in the paper.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -107,6 +110,7 @@ class LocalSelfAttention2d(nn.Module):
         backend: str = 'auto',
         init: Optional[str] = None,
         downsample: str = 'pool',
+        constant_query: bool = False,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -138,10 +142,14 @@ class LocalSelfAttention2d(nn.Module):
         self.scale = scale
         self.backend = backend
         self.init = init
+        self.constant_query = constant_query
 
         self.value_std = in_channels**-0.5 if value_std is None else value_std
 
-        self.query = new_projection(in_channels, out_channels, bias)
+        if constant_query:
+            self.query = ConstantProjection(out_channels)
+        else:
+            self.query = new_projection(in_channels, out_channels, bias)
         self.key = new_projection(in_channels, out_channels, False) if 'qk' in logits else None
         self.value = new_projection(in_channels, out_channels, bias)
         self.out_proj = new_projection(out_channels, out_channels, bias) if out_proj else None
@@ -209,7 +217,11 @@ class LocalSelfAttention2d(nn.Module):
         std = self.in_channels**-0.5 * depth**-0.25
         if self.init == 'neighbours':
             std *= NEIGHBOUR_STD_FACTOR
-        draw(self.query, std)
+        if self.constant_query:
+            # As large as the queries of an input of unit variance.
+            nn.init.normal_(self.query.bias, std=self.in_channels**0.5 * std)
+        else:
+            draw(self.query, std)
         if self.key is not None:
             draw(self.key, std)
         draw(self.value, self.value_std)
@@ -318,7 +330,7 @@ class LocalSelfAttention2d(nn.Module):
             f'num_heads={self.num_heads}, stride={self.stride}, dilation={self.dilation}, '
             f'position={self.position!r}, logits={self.logits!r}, border={self.border!r}, '
             f'scale={self.scale}, backend={self.backend!r}, init={self.init!r}, '
-            f'downsample={self.downsample!r}'
+            f'downsample={self.downsample!r}, constant_query={self.constant_query}'
         )
 
 

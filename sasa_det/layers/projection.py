@@ -37,6 +37,29 @@ def draw(projection: nn.Linear, std: float) -> None:
         nn.init.zeros_(projection.bias)
 
 
+class ConstantProjection(nn.Module):
+    """Give every pixel the same learned channels: a projection of nothing but its bias.
+
+    Args:
+        out_channels: Channels of the result.
+
+    Shape:
+        (..., in_channels) to (..., out_channels), as of an ``nn.Linear``.
+
+    Examples:
+        >>> project_by(ConstantProjection(16), torch.zeros(2, 8, 4, 5)).shape
+        torch.Size([2, 16, 4, 5])
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Repeat the channels for each pixel; no memory is taken."""
+        return self.bias.expand(*x.shape[:-1], -1)
+
+
 def is_plain(projection: nn.Module) -> bool:
     """Say whether nobody would notice that a projection's weight is read and the module not called.
 

@@ -130,8 +130,10 @@ def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
         True
     """
     batch, _, height, width = input_shape
+    # There may be no key, and a constant query has no weight.
     projections = (layer.query, layer.key, layer.value)
-    macs = height * width * sum(each.weight.numel() for each in projections if each is not None)
+    weights = (getattr(each, 'weight', None) for each in projections)
+    macs = height * width * sum(weight.numel() for weight in weights if weight is not None)
     if layer.out_proj is not None:
         stride = layer.stride if layer.downsample == 'query' else 1
         macs += -(-height // stride) * -(-width // stride) * layer.out_proj.weight.numel()

@@ -65,6 +65,35 @@ def test_has_the_parameters_of_its_logits(position, logits, names):
     assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
 
 
+@pytest.mark.parametrize('init', ['neighbours', 'random'])
+def test_with_a_constant_query_of_positions_alone_all_pixels_share_their_weights(init):
+    layer = small(logits='qr', bias=True, init=init, constant_query=True)
+    names = {name for name, _ in layer.named_parameters()}
+    assert names == {'query.bias', 'value.weight', 'value.bias', 'rel_row', 'rel_col'}
+    # As of a projection, the logits differ from the start.
+    weights = layer.attention_weights(X[:1], torch.tensor([[0, 0], [4, 3], [8, 6]]))
+    assert weights.std((2, 3)).min() > 0.02
+    assert torch.equal(weights, weights[:1].expand_as(weights))
+    # So the layer is a projection, then the same weighted sum for all channels of a head.
+    output = layer(X)
+    kernel = weights[0].repeat_interleave(6, 0)[:, None]
+    expected = F.conv2d(conv(X, layer.value), kernel, padding=1, groups=24)
+    torch.testing.assert_close(output, expected)
+    output.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+    # Neither q nor k is projected.
+    plain = small(logits='qr', bias=True)
+    assert count_layer_macs(plain, X.shape) - count_layer_macs(layer, X.shape) == 2 * 63 * 16 * 24
+
+
+def test_a_constant_query_may_look_at_keys():
+    layer = small(position='none', constant_query=True)
+    weights = layer.attention_weights(X[:1], torch.tensor([[4, 3], [5, 3]]))
+    keys = conv(X[:1], layer.key)[0].view(4, 6, 9, 7)
+    logits = torch.einsum('hd,hdij->hij', layer.query.bias.view(4, 6), keys[..., 3:6, 2:5])
+    torch.testing.assert_close(weights[0], logits.flatten(1).softmax(1).view(4, 3, 3))
+
+
 def test_without_positions_does_not_know_order_and_with_them_does():
     """Swapping two keys within all windows that hold both changes nothing without positions."""
     x = torch.randn(1, 16, 1, 3, dtype=torch.float64)
