@@ -60,6 +60,11 @@ def add_to(commands) -> None:
         '--finetune', type=int, default=0, metavar='EPOCHS',
         help="then train for so many epochs on the config's labelled data, at a low learning rate",
     )  # fmt: skip
+    parser.add_argument(
+        '--num-val-images', type=int, default=200, metavar='NUMBER',
+        help="measure AP before and after on at most so many of the config's labelled validation images; "
+        '0 for none (default: %(default)s)',
+    )  # fmt: skip
     parser.add_argument('--seed', type=int, default=0, help='of the choice of images and pixels')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
@@ -173,9 +178,10 @@ def run(options: argparse.Namespace) -> int:
         )
         raise
     with step('Writing and measuring'):
+        ap = files.measure_both(model, conversion.model, config, options.num_val_images)
         changed = bool(options.cfg_options)
         files.write_student(checkpoint, base, config, conversion, progress.key, changed)
-        report = files.write_report(out, model, conversion, stages, images, calls)
+        report = files.write_report(out, model, conversion, stages, images, calls, ap)
         progress.remove()
     print(report, end='')
     print(f'\nsasa-det test {checkpoint.with_suffix(".py")} {checkpoint}')

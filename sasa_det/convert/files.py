@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Dict, Mapping, Sequence
+from typing import Dict, Mapping, Optional, Sequence
 
 import torch
 from mmengine.config import Config
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.loading import load_from_local
 from ..configs import CONFIGS, config_literal
+from .accuracy import LabelledImages
 from .budget import Budget, draw_tradeoff, spend
 from .conversion import Conversion
 from .costs import compare_layers, compare_models
@@ -127,6 +128,7 @@ def write_report(
     stages: Sequence[Stage],
     images: Tensor,
     calls: Mapping[str, Calls],
+    ap: Mapping,
 ) -> str:
     """Write report.json and report.md: what each layer leaves unexplained, and costs before and after.
 
@@ -137,6 +139,7 @@ def write_report(
         stages: What runs them.
         images: What was converted with.
         calls: How each layer is called.
+        ap: What :func:`measure_both` found.
 
     Returns:
         The text of report.md.
@@ -152,6 +155,7 @@ def write_report(
     content = dict(
         images=len(images),
         size=list(images.shape[2:]),
+        ap=ap,
         total=total,
         layers=layers,
         kept=conversion.kept,
@@ -174,11 +178,41 @@ def write_report(
         "leave. GFLOPs and times are for one image, a multiply-add counts as two, and the head's "
         f'post-processing is left out.\n\n{_table(TITLES, rows)}\n'
     )
+    if 'after' in ap:
+        text += (
+            f'\nAP on {ap["images"]} labelled images: {ap["before"]:.1f} before, {ap["after"]:.1f} after, '
+            'without any training.\n'
+        )
+    else:
+        text += f'\nAP was not measured: {ap["missing"]}.\n'
     if conversion.kept:
         text += '\nThese stay convolutions:\n\n'
         text += ''.join(f'- {name}: {reason}\n' for name, reason in conversion.kept.items())
     (folder / 'report.md').write_text(text)
     return text
+
+
+def measure_both(teacher: nn.Module, student: nn.Module, config: Config, most: int) -> dict:
+    """Measure AP before and after, where a config has labelled images.
+
+    Args:
+        teacher: The convolutional detector.
+        student: The converted one.
+        config: The former's config.
+        most: At most so many of its validation images; 0 for none.
+
+    Returns:
+        The number of 'images', and AP 'before' and 'after', in per cent; or why it is 'missing'.
+    """
+    if most < 1:
+        return dict(missing='it was not asked for')
+    try:
+        labelled = LabelledImages(config, most)
+        return dict(
+            images=len(labelled.indices), before=labelled.ap(teacher), after=labelled.ap(student)
+        )
+    except (OSError, ValueError) as error:
+        return dict(missing=str(error))
 
 
 def _before_and_after(row: Mapping) -> list:
@@ -188,15 +222,17 @@ def _before_and_after(row: Mapping) -> list:
     ]
 
 
-def write_finetuning(converted: Path, epochs: int) -> Path:
+def write_finetuning(converted: Path, epochs: int, path: Optional[Path] = None) -> Path:
     """Write a config that trains a converted detector for a short time.
 
     Args:
         converted: The converted detector's config.
         epochs: Number of epochs.
+        path: The new config's name, in the same folder; by default that of the converted one, with
+            ``finetune`` in the place of ``converted``.
 
     Returns:
-        The new config, beside it.
+        The new config.
 
     Raises:
         ValueError: The detector's config does not train by epochs.
@@ -206,7 +242,7 @@ def write_finetuning(converted: Path, epochs: int) -> Path:
     paramwise = config.optim_wrapper.get('paramwise_cfg') or {}
     keys = {name: dict(lr_mult=LOGITS_LR) for name in ('.query.', '.key.', '.rel_row', '.rel_col')}
     paramwise = dict(paramwise, custom_keys={**paramwise.get('custom_keys', {}), **keys})
-    path = converted.with_name(converted.name.replace('_converted.py', '_finetune.py'))
+    path = path or converted.with_name(converted.name.replace('_converted.py', '_finetune.py'))
     path.write_text(
         FINETUNE.format(
             base=config_literal(converted.name),

@@ -1,0 +1,102 @@
+"""AP of a detector on labelled images, before and after a conversion."""
+
+import io
+import logging
+from contextlib import contextmanager, redirect_stdout
+from typing import Iterator, List
+
+import torch
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.evaluator import Evaluator
+from mmengine.registry import init_default_scope
+from torch import nn
+
+# Names of AP among the metrics of mmdet, by their ends.
+_ENDINGS = ('mAP', '_AP')
+
+
+class LabelledImages:
+    """Images of a config's validation set, on which AP is measured as mmdet's test.py does.
+
+    Args:
+        config: A detector's config.
+        most: At most so many of them, evenly spaced.
+
+    Raises:
+        FileNotFoundError: The annotations are not there.
+        ValueError: The config names no labelled images, or they cannot be read; says why.
+
+    Examples:
+        >>> LabelledImages(Config(dict(train_cfg={})), 100)
+        Traceback (most recent call last):
+        ...
+        ValueError: None: val_dataloader and val_evaluator are not set, so there are no labels to measure AP on
+    """
+
+    def __init__(self, config: Config, most: int) -> None:
+        if not (config.get('val_dataloader') and config.get('val_evaluator')):
+            raise ValueError(
+                f'{config.filename}: val_dataloader and val_evaluator are not set, so there are no labels to '
+                'measure AP on'
+            )
+        init_default_scope(config.get('default_scope', 'mmdet'))
+        self._evaluator, self._batch = config.val_evaluator, config.val_dataloader.batch_size
+        try:
+            with _quiet():
+                self._dataset = DATASETS.build(config.val_dataloader.dataset)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f'{error.filename or error}: no such labels, which val_dataloader of {config.filename} names'
+            ) from None
+        except Exception as error:  # a data set is a program, which may raise any error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f'{config.filename}: val_dataloader.dataset cannot be read ({reason})'
+            ) from error
+        number = len(self._dataset)
+        count = min(number, most)
+        self.indices: List[int] = [index * number // count for index in range(count)]
+
+    def ap(self, model: nn.Module) -> float:
+        """Measure a detector's AP, in per cent.
+
+        Args:
+            model: The detector, in eval mode.
+
+        Raises:
+            ValueError: There is no box to find in these images.
+        """
+        with _quiet():
+            evaluator = Evaluator(self._evaluator)
+            evaluator.dataset_meta = self._dataset.metainfo
+            seen = []
+            for begin in range(0, len(self.indices), self._batch):
+                items = [self._dataset[i] for i in self.indices[begin : begin + self._batch]]
+                batch = pseudo_collate(items)
+                with torch.no_grad():
+                    found = model.val_step(batch)
+                seen += [each.img_id for each in found]
+                evaluator.process(data_samples=found, data_batch=batch)
+            for metric in evaluator.metrics:
+                if len(seen) < len(self._dataset) and hasattr(metric, 'img_ids'):
+                    metric.img_ids = seen  # else all that the file names are looked for
+            numbers = evaluator.evaluate(len(seen))
+        # mmdet gives no number of a detector that finds nothing, and -1 where there is nothing to find.
+        ap = next((value for key, value in numbers.items() if key.endswith(_ENDINGS)), 0.0)
+        if ap < 0:
+            raise ValueError('the labelled images have no box to find')
+        return 100 * float(ap)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the tables of pycocotools and mmengine's log of each metric to ourselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
