@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints.loading import load_from_local
 from ..configs import CONFIGS, config_literal
+from ..files import written_whole
 from .accuracy import LabelledImages
 from .budget import Budget, draw_tradeoff, spend
 from .conversion import Conversion
@@ -289,9 +290,8 @@ def save(content: dict, path: Path) -> None:
         content: What to save.
         path: The file.
     """
-    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-    torch.save(content, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        torch.save(content, partial)
 
 
 def plan_within(

@@ -5,7 +5,6 @@ writes ``{train,val}/CLASS/*.jpg``, which mmpretrain's CustomDataset reads.
 """
 
 import math
-import shutil
 import sys
 from pathlib import Path
 from typing import Dict, Optional
@@ -15,7 +14,7 @@ import numpy as np
 from rich.progress import track
 
 from ..cli.parsers import box_crops as parser
-from ..files import find_path_problem
+from ..files import find_path_problem, written_whole
 from .checked_coco import load_annotations
 from .entry_problems import check_entries, shortened
 
@@ -58,15 +57,12 @@ def crop_boxes(
     if out.exists():
         raise FileExistsError(f'{out} is there already; name another folder or remove it')
     contents = {split: _load_split(data_root, split) for split in SPLITS}
-    partial = out.with_name(out.name + '.partial')
-    if partial.exists():
-        shutil.rmtree(partial)  # left by a run that was interrupted
-    counts = {
-        split: _crop_split(content, data_root / split, partial / split, size, context, quiet)
-        for split, content in contents.items()
-    }
-    partial.rename(out)
-    return counts
+    # One name for all runs: what a killed one left is removed by the next.
+    with written_whole(out, partial=out.with_name(f'{out.name}.partial')) as partial:
+        return {
+            split: _crop_split(content, data_root / split, partial / split, size, context, quiet)
+            for split, content in contents.items()
+        }
 
 
 def _load_split(data_root: Path, split: str) -> dict:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from ..configs import read_config
-from ..engine.hooks.checkpoint_hook import WholeFileBackend
 from ..evaluation.training_log import read_training_log
+from ..files import write_whole
 
 _POLL = 0.5  # seconds
 
@@ -50,7 +50,7 @@ class TrainingRun:
                 'name another folder, or remove it'
             )
         self.work_dir.mkdir(parents=True, exist_ok=True)
-        WholeFileBackend().put(settings.encode(), path)
+        write_whole(path, settings.encode())
 
     @property
     def result(self) -> Optional[dict]:
@@ -90,7 +90,7 @@ class TrainingRun:
             test_mb=test_mb,
         )
         text = json.dumps(result, indent=2) + '\n'
-        WholeFileBackend().put(text.encode(), self.work_dir / 'result.json')
+        write_whole(self.work_dir / 'result.json', text.encode())
         return result
 
     def _run(self, tool: str, *arguments: str, watch: Callable[[], None]) -> int:
@@ -117,7 +117,7 @@ class TrainingRun:
                 peaks = self._peaks()
                 peaks[tool] = max(peak, peaks.get(tool, 0))
                 text = json.dumps(peaks) + '\n'
-                WholeFileBackend().put(text.encode(), self.work_dir / 'peaks.json')
+                write_whole(self.work_dir / 'peaks.json', text.encode())
         if process.returncode:
             tail = '\n'.join(output.read_text(errors='replace').splitlines()[-15:])
             raise RunFailed(f'{tool} failed with {process.returncode}; {output} ends in\n{tail}')

@@ -1,8 +1,6 @@
 """How a killed run keeps whole checkpoints only, and resumes from the last one."""
 
 import os
-import secrets
-import shutil
 from collections import deque
 from copy import copy
 from pathlib import Path
@@ -19,6 +17,7 @@ from mmengine.runner import BaseLoop
 
 from ...checkpoints.fit import describe_misfit, require_fit
 from ...checkpoints.loading import find_damage, safe_loading
+from ...files import write_whole
 from ..work_dir_lock import hold_work_dir, release_work_dir
 
 
@@ -47,21 +46,13 @@ class WholeFileBackend(LocalBackend):
         """
         path = Path(filepath)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.{secrets.token_hex(4)}.partial')
         try:
-            with open(partial, 'wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            write_whole(path, obj)
         except OSError as error:
-            partial.unlink(missing_ok=True)
-            free = shutil.disk_usage(path.parent).free
             raise OSError(
                 error.errno,
-                f'could not be written ({error.strerror}): it has {len(obj) / 1e6:.1f} MB, and '
-                f'{free / 1e6:.1f} MB are free there. Checkpoints that were there before are whole; '
-                'make room, then go on from the last one with --resume',
+                f'{error.strerror}. Checkpoints that were there before are whole; make room, then go on from '
+                'the last one with --resume',
                 str(path),
             ) from None
 
