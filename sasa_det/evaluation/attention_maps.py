@@ -1,7 +1,7 @@
 """Where do the heads of a detector's attention layers look?"""
 
 from collections import Counter
-from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -159,7 +159,7 @@ def layer_strides(
         {'1': [2]}
     """
     calls = []
-    inputs, _ = _run(
+    inputs, _ = watch_inputs(
         model, image, attention_layers(model), lambda name, x: calls.append((name, x.shape))
     )
     strides = {}
@@ -168,24 +168,32 @@ def layer_strides(
     return strides
 
 
-def _inputs_at(model, image, layers, level):
-    """Run the model; return its input, mmdet's meta data on it, and the input of each layer."""
-    calls, seen = Counter(), {}
+def watch_inputs(
+    model: nn.Module,
+    image: Union[str, np.ndarray, dict, Tensor],
+    layers: Mapping[str, nn.Module],
+    keep: Callable[[str, Tensor], None],
+) -> Tuple[Tensor, Optional[list]]:
+    """Run a model on one image, and tell of each input of some of its layers.
 
-    def keep(name, x):
-        if calls[name] == level or not calls[name]:
-            seen[name] = x
-        calls[name] += 1
+    Args:
+        model: As for :func:`attention_maps`.
+        image: Likewise.
+        layers: The layers, by name.
+        keep: Is called with name and input before a layer runs. A bbox_head's layers run once per
+            pyramid level.
 
-    inputs, samples = _run(model, image, layers, keep)
-    for name, count in calls.items():
-        if 1 < count <= level:
-            raise ValueError(f'level: {level}, but {name} is called for {count} levels only')
-    return inputs, samples, {name: seen[name] for name in layers if name in seen}
+    Returns:
+        The model's input (1, C, H, W), and mmdet's data samples of it if there are any.
 
+    Raises:
+        ValueError: The image is a batch of more than one.
 
-def _run(model, image, layers, keep):
-    """Run the model and pass the layers' inputs to ``keep``; return the model's input and its meta data."""
+    Examples:
+        >>> model = nn.Sequential(nn.MaxPool2d(2), nn.ReLU())
+        >>> watch_inputs(model, torch.rand(1, 3, 8, 8), {'1': model[1]}, lambda *x: print(x[1].shape))[1]
+        torch.Size([1, 3, 4, 4])
+    """
     given = {}
 
     def keep_input(_, args, kwargs):
@@ -215,6 +223,22 @@ def _run(model, image, layers, keep):
     if inputs.dim() != 4 or len(inputs) != 1:
         raise ValueError(f'image: must be one image, but the network got {tuple(inputs.shape)}')
     return inputs, given['samples']
+
+
+def _inputs_at(model, image, layers, level):
+    """Run the model; return its input, mmdet's meta data on it, and the input of each layer."""
+    calls, seen = Counter(), {}
+
+    def keep(name, x):
+        if calls[name] == level or not calls[name]:
+            seen[name] = x
+        calls[name] += 1
+
+    inputs, samples = watch_inputs(model, image, layers, keep)
+    for name, count in calls.items():
+        if 1 < count <= level:
+            raise ValueError(f'level: {level}, but {name} is called for {count} levels only')
+    return inputs, samples, {name: seen[name] for name in layers if name in seen}
 
 
 def _last_of_each_part(seen: Dict[str, Tensor], layers) -> Dict[str, Tensor]:
