@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 
-TEMPLATE = """<!DOCTYPE html>
+LAYOUT = """<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -52,6 +52,14 @@ ul.missing { background: #fff6e0; border-left: 4px solid #d79b00; margin: 1.4rem
 <dl class="facts">
 {% for name, value in facts %}<div><dt>{{ name }}</dt><dd>{{ value }}</dd></div>
 {% endfor %}</dl>
+{% block content %}{% endblock %}
+</main>
+</body>
+</html>
+"""
+
+REPORT = """{% extends 'layout' %}
+{% block content %}
 {% if numbers %}
 <h2>Accuracy</h2>
 <div class="wide"><table>
@@ -89,14 +97,12 @@ small, medium and large objects (areas to 32², to 96², and above).
 <p>{% for name, href in links %}
 <a href="{{ href }}">{{ name }}</a>{{ ' · ' if not loop.last }}
 {% endfor %}</p>
-</main>
-</body>
-</html>
+{% endblock %}
 """
 
 
 def render_page(**content: Any) -> str:
-    """Render the page.
+    """Render the page of a trained detector.
 
     Args:
         **content: The texts title, lead and commands; the list of lines missing; facts, pairs of
@@ -113,5 +119,28 @@ def render_page(**content: Any) -> str:
         >>> '<h1>a &lt; b</h1>' in page
         True
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(TEMPLATE).render(**content)
+    return render(REPORT, **content)
+
+
+def render(template: str, **content: Any) -> str:
+    """Render a page of this package's look.
+
+    Args:
+        template: Extends 'layout', and fills its block ``content``.
+        **content: What the template names, and the layout: the texts title and lead, the list of lines
+            missing, and facts, pairs of name and value.
+
+    Returns:
+        HTML; all text is escaped.
+
+    Examples:
+        >>> template = "{% extends 'layout' %}{% block content %}<p>{{ more }}</p>{% endblock %}"
+        >>> page = render(template, title='', lead='', missing=[], facts=[], more='a < b')
+        >>> '<p>a &lt; b</p>' in page
+        True
+    """
+    templates = DictLoader(dict(layout=LAYOUT, page=template))
+    environment = Environment(
+        loader=templates, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template('page').render(**content)
