@@ -18,6 +18,7 @@ else:
             'WholeCheckpointHook',
             'EpochSeedHook',
             'CollectDirHook',
+            'GpuHook',
             'AttentionVisualizationHook',
         ),
     )

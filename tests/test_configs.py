@@ -299,7 +299,8 @@ class TestWithoutAttentionItIsMmdets:
         types = {part: theirs['model'][part].pop('type') for part in PARTS}
         assert types == dict(backbone='ResNet', neck='FPN', bbox_head='RetinaHead')
         hooks = ours.pop('resumable_hooks')
-        assert hooks.pop('collect_dir') == ours['default_hooks'].pop('collect_dir')
+        for added in ('collect_dir', 'gpu'):
+            assert hooks.pop(added) == ours['default_hooks'].pop(added)
         types = [ours['default_hooks'][hook].pop('type') for hook in hooks]
         assert types == ['WholeCheckpointHook', 'EpochSeedHook']
         types = [theirs['default_hooks'][hook].pop('type') for hook in hooks]

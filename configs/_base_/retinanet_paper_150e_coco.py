@@ -34,6 +34,9 @@ model = dict(
     backbone=dict(frozen_stages=-1, norm_eval=False),
 )
 
+# Images are padded to few sizes, so cuDNN finds its fastest convolution for each only once.
+env_cfg = dict(cudnn_benchmark=True)
+
 train_cfg = dict(max_epochs=150, val_interval=10)
 optim_wrapper = dict(optimizer=dict(lr=0.12))
 param_scheduler = [

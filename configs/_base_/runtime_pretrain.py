@@ -7,10 +7,11 @@ default_hooks = dict(
     checkpoint=dict(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='EpochSeedHook'),
     collect_dir=dict(type='CollectDirHook'),
+    gpu=dict(type='GpuHook'),
     visualization=dict(type='VisualizationHook', enable=False),
 )
 env_cfg = dict(
-    cudnn_benchmark=False,
+    cudnn_benchmark=True,  # images have one size
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'),
 )

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..layers.attn_cfg import check_attn_cfg, naming
 from .attn_parts import check_parts, replace_conv
+from .gpu import compute_in_float32
 
 PARTS = ('cls', 'reg', 'predictors')
 PREDICTORS = ('attention', 'pointwise', 'mix')
@@ -55,6 +56,7 @@ class SASARetinaHead(RetinaHead):
         self.attn_cfg = attn_cfg
         self.attn_parts = check_parts(attn_parts, PARTS, attn_cfg)
         super().__init__(*args, **kwargs)
+        compute_in_float32(self.loss_cls)
 
     def _init_layers(self) -> None:
         super()._init_layers()

@@ -4,5 +4,12 @@ from .attention_visualization_hook import AttentionVisualizationHook
 from .checkpoint_hook import WholeCheckpointHook
 from .collect_dir_hook import CollectDirHook
 from .epoch_seed_hook import EpochSeedHook
+from .gpu_hook import GpuHook
 
-__all__ = ['AttentionVisualizationHook', 'CollectDirHook', 'EpochSeedHook', 'WholeCheckpointHook']
+__all__ = [
+    'AttentionVisualizationHook',
+    'CollectDirHook',
+    'EpochSeedHook',
+    'GpuHook',
+    'WholeCheckpointHook',
+]
