@@ -183,7 +183,7 @@ class _ProjectedAttention(torch.autograd.Function):
         *inputs, logsumexp = ctx.saved_tensors
         x_dtype, map_dtype = ctx.dtypes
         # With create_graph, or under torch.func, somebody may differentiate what comes out.
-        if torch.is_grad_enabled() or is_transformed():
+        if torch.is_grad_enabled() or is_transformed(grad):
             return *_differentiable_grads(ctx, grad, inputs), None, None
         with torch.autocast(grad.device.type, enabled=False):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])

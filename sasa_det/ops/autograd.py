@@ -13,16 +13,23 @@ from .backends.reference import local_attention_reference
 from .window import Window
 
 Inputs = Tuple[Optional[Tensor], ...]
+# Of torch.autograd.grad(is_grads_batched=True); versions of torch without this refuse it by themselves.
+_is_batched = getattr(torch._C._functorch, 'is_legacy_batchedtensor', lambda grad: False)
 
 
-def is_transformed() -> bool:
+def is_transformed(grad: Optional[Tensor] = None) -> bool:
     """Say whether a transform of ``torch.func`` is at work, such as grad, jvp or vmap.
+
+    Args:
+        grad: In a backward, the gradient that was given: ``is_grads_batched=True`` maps over it by means of
+            its own.
 
     Examples:
         >>> is_transformed()
         False
     """
-    return torch._C._are_functorch_transforms_active()
+    batched = grad is not None and _is_batched(grad)
+    return batched or torch._C._are_functorch_transforms_active()
 
 
 def below_autograd(*args) -> Tuple[Tensor, Tensor]:
@@ -55,8 +62,11 @@ class LocalAttention(torch.autograd.Function):
     def backward(ctx, grad, _):
         """Give the gradients of the inputs."""
         saved = ctx.saved_tensors
+        if _is_batched(grad) and torch.is_grad_enabled():
+            # What a Function computes from such a gradient is no part of the graph.
+            return *_reference_grads(grad, saved[:5], ctx), *[None] * len(ctx.options)
         # With create_graph, or under torch.func, somebody may differentiate what comes out.
-        differentiable = torch.is_grad_enabled() or is_transformed()
+        differentiable = torch.is_grad_enabled() or is_transformed(grad)
         compute = LocalAttentionBackward.apply if differentiable else _kernels_backward
         grads = iter(compute(grad, *saved, *ctx.options))
         of_inputs = [None if x is None else next(grads) for x in saved[:5]]
@@ -142,6 +152,18 @@ def _reference_backward(inputs: Inputs, options: tuple) -> Callable[..., tuple]:
     return compute
 
 
+def _reference_grads(grad: Tensor, inputs: Inputs, ctx) -> list:
+    """Compute the gradients of the inputs that need one by operations that autograd sees."""
+    needed = ctx.needs_input_grad[:5]
+    # Views: query, key and value may be one tensor, and have a gradient each.
+    inputs = [None if x is None else x.view_as(x) for x in inputs]
+    with torch.autocast(grad.device.type, enabled=False):
+        output = _reference(inputs, ctx.options)(*(x for x in inputs if x is not None))
+        wanted = [x for x, need in zip(inputs, needed) if need]
+        grads = iter(torch.autograd.grad(output, wanted, grad, create_graph=True))
+    return [next(grads) if need else None for need in needed]
+
+
 def _tangent(compute: Callable, primals: Inputs, tangents: Inputs):
     """Give the directional derivative of a function, as the transpose of its backward, which is linear."""
     pairs = [(x, tangent) for x, tangent in zip(primals, tangents) if x is not None]
@@ -159,14 +181,17 @@ def _tangent(compute: Callable, primals: Inputs, tangents: Inputs):
 
 def _each_sample(function, info, in_dims, args):
     """Call a function for each sample of a batch, and stack what it gives."""
+
+    def select(x, dim, index):
+        if dim is None or not isinstance(x, Tensor):
+            return x
+        if not info.batch_size:  # a sample of any content says which shapes there are none of
+            return x.new_zeros(x.shape[:dim] + x.shape[dim + 1 :])
+        return x.select(dim, index)
+
     samples = [
-        function.apply(
-            *(
-                x if dim is None or not isinstance(x, Tensor) else x.select(dim, index)
-                for x, dim in zip(args, in_dims)
-            )
-        )
-        for index in range(info.batch_size)
+        function.apply(*(select(x, dim, index) for x, dim in zip(args, in_dims)))
+        for index in range(max(1, info.batch_size))
     ]
-    results = tuple(torch.stack(each) for each in zip(*samples))
+    results = tuple(torch.stack(each)[: info.batch_size] for each in zip(*samples))
     return results, (0,) * len(results)

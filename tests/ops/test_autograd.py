@@ -208,3 +208,65 @@ def test_forward_mode_through_a_layer(mode, backend):
             output = layer(forward_ad.make_dual(x, direction))
             tangents.append(forward_ad.unpack_dual(output).tangent)
     assert torch.allclose(*tangents, rtol=1e-9, atol=1e-10)
+
+
+def of_each(compute, tensors, vectors, batched, **options):
+    """The gradients for some output gradients: of all of them at once, or of one after the other."""
+    y = compute(*tensors)
+    if batched:
+        return torch.autograd.grad(y, tensors, vectors, is_grads_batched=True, **options)
+    each = [torch.autograd.grad(y, tensors, v, retain_graph=True, **options) for v in vectors]
+    return [torch.stack(grads) for grads in zip(*each)]
+
+
+@fused
+@pytest.mark.parametrize('kind', ['operator', 'one tensor', 'layer'])
+def test_gradients_of_many_outputs_at_once(kind, backend):
+    """As ``torch.autograd.functional.jacobian(vectorize=True)`` computes them."""
+    torch.manual_seed(0)
+    case = Case(kernel_size=3, size=(3, 4), num_heads=2, depth=2, batch=1, positions='shared')
+    inputs = case.inputs(torch.float64)
+    layer = LocalSelfAttention2d(4, 4, kernel_size=3, num_heads=2, backend=backend).double()
+    compute, tensors = {
+        'operator': operator(case, backend, inputs),
+        'one tensor': (
+            lambda x: local_attention(x, x, x, **case.options, backend=backend),
+            inputs[:1],
+        ),
+        'layer': (lambda x, *_: layer(x), inputs[:1]),
+    }[kind]
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    if kind == 'layer':
+        tensors += layer.parameters()
+    vectors = torch.randn(3, 1, 4, 3, 4, dtype=torch.float64)
+    ours, truth = (of_each(compute, tensors, vectors, batched) for batched in (True, False))
+    for result, expected in zip(ours, truth, strict=True):
+        assert torch.allclose(result, expected, rtol=1e-9, atol=1e-10)
+    ours, truth = (
+        torch.autograd.grad(
+            sum(
+                g.square().sum()
+                for g in of_each(compute, tensors, vectors, batched, create_graph=True)
+            ),
+            tensors,
+        )
+        for batched in (True, False)
+    )
+    for result, expected in zip(ours, truth, strict=True):
+        assert torch.allclose(result, expected, rtol=1e-9, atol=1e-10)
+
+
+@fused
+def test_a_batch_of_no_samples(backend):
+    layer = LocalSelfAttention2d(4, 8, kernel_size=3, num_heads=2, backend=backend)
+    weights = dict(layer.named_parameters())
+
+    def loss(weights, x):
+        return functional_call(layer, weights, (x,)).square().sum()
+
+    none = torch.zeros(0, 1, 4, 3, 5)
+    assert vmap(layer)(none).shape == (0, 1, 8, 3, 5)
+    grads = vmap(grad(loss), in_dims=(None, 0))(weights, none)
+    assert {name: each.shape for name, each in grads.items()} == {
+        name: (0, *weight.shape) for name, weight in weights.items()
+    }
