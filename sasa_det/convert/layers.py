@@ -14,6 +14,8 @@ from .fit import StaticAttention
 FEWEST_CHANNELS = 8
 # Channels of a head from which heads can point apart by tables that they share.
 _SHARED_DEPTH = 8
+# Classes that compute what nn.Conv2d does; mmcv's differs for empty inputs in old versions of torch.
+_PLAIN = ('torch.nn.modules.conv.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv2d')
 
 
 class Choice(NamedTuple):
@@ -128,7 +130,7 @@ def _why_not(conv: nn.Conv2d, kernel_size: int = 3) -> str:
     height, width = conv.kernel_size
     paddings = ('same', conv.dilation) if kernel_size == 3 else ('same', (0, 0))
     for differs, reason in (
-        (type(conv) is not nn.Conv2d, f'it is a {type(conv).__name__}'),
+        (_class_of(conv) not in _PLAIN, f'it is a {type(conv).__name__}'),
         ((height, width) != (kernel_size,) * 2, f'its kernel is {height} x {width}'),
         (conv.groups != 1, f'it has {conv.groups} groups'),
         (conv.padding not in paddings, f'its padding is {conv.padding}'),
@@ -139,6 +141,10 @@ def _why_not(conv: nn.Conv2d, kernel_size: int = 3) -> str:
         if differs:
             return reason
     return ''
+
+
+def _class_of(conv: nn.Conv2d) -> str:
+    return f'{type(conv).__module__}.{type(conv).__qualname__}'
 
 
 def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:

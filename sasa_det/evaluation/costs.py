@@ -102,9 +102,10 @@ def count_costs(model: nn.Module, *inputs, **options) -> Costs:
         if isinstance(part, nn.Linear)
     }
     hooks = [
-        module.register_forward_hook(_hook(_COUNTS[type(module)], macs))
+        module.register_forward_hook(_hook(count, macs))
         for module in model.modules()
-        if type(module) in _COUNTS and module not in counted
+        for kind, count in _COUNTS.items()
+        if isinstance(module, kind) and module not in counted
     ]
     try:
         with torch.no_grad():
