@@ -1,6 +1,7 @@
 """``sasa-det convert``: a trained convolutional detector becomes an attention one."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,8 +11,8 @@ examples:
   sasa-det convert my_config.py epoch_12.pth --images photos/ --out converted --parts neck head
   sasa-det convert my_config.py epoch_12.pth --out converted --budget time=0.8 --finetune 2
 
-Only --finetune needs labels. In the folder of --out are then the converted detector's config and
-checkpoint, report.json and report.md. Interrupted by Ctrl-C, the same command goes on where it was.
+Only --finetune and --budget ap=... need labels. In the folder of --out are then the converted detector's
+config and checkpoint, report.json and the page index.html. Interrupted by Ctrl-C, the same command goes on.
 """
 
 
@@ -52,9 +53,9 @@ def add_to(commands) -> None:
         help='window size in pixels, odd (default: %(default)s)',
     )
     parser.add_argument(
-        '--budget', metavar='KIND=SHARE',
-        help="convert only the layers that are worth it for so much of the detector's time or flops, such as "
-        'time=0.8',
+        '--budget', metavar='KIND=AMOUNT',
+        help="convert only the layers that are worth it: for so much of the detector's time or flops, such as "
+        'time=0.8, or for so much AP that may be lost, such as ap=-1.0',
     )  # fmt: skip
     parser.add_argument(
         '--finetune', type=int, default=0, metavar='EPOCHS',
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         FileNotFoundError, ValueError: A file is missing or invalid, or an argument; names it.
     """
-    from ..configs import find_config, read_config
+    from ..configs import find_config
     from .inputs import find_checkpoint
     from .process import prepare
     from .progress import counting, step
@@ -100,92 +101,64 @@ def run(options: argparse.Namespace) -> int:
         prepare()
         import torch
 
-        from ..checkpoints.detector import load_detector
-        from ..convert import convert, files
-        from ..convert.budget import read_budget
-        from ..convert.conversion import images_needed
-        from ..convert.detectors import choose_detectors_layers, find_images, load_images, stages_of
-        from ..convert.walk import watch_calls
+        from ..convert.detector_conversion import DetectorConversion, Settings
+        from ..convert.files import check_finetuning
+        from ..convert.report import facts, write_report
 
-        budget = read_budget(options.budget) if options.budget else None
-        config = read_config(base, options.cfg_options)
+        wanted = {name: getattr(options, name) for name in Settings._fields if name != 'config'}
+        wanted['device'] = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+        job = DetectorConversion(Settings(config=base, **wanted), Path(options.out))
+        config = job.checkpoint.with_suffix('.py')
         if options.finetune:
-            files.check_finetuning(config, options.finetune)
-        device = options.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-        model = load_detector(config, options.checkpoint, device)
-        choices = choose_detectors_layers(model, options.parts, options.heads, options.kernel_size)
-    found = find_images(config, options.images)
-    with step(f'Loading images, at most {options.num_images} of {len(found)}'):
-        images = load_images(model, config, found, options.num_images, options.seed)
-        stages = stages_of(model)
-        chosen = [name for name, choice in choices.items() if choice.attn_cfg is not None]
-        calls = watch_calls(model, chosen, stages, images[:1])
-    enough = images_needed(
-        {name: (each, model.get_submodule(name)) for name, each in calls.items()}
-    )
-    if len(images) < enough:
-        print(
-            f'{len(images)} images of {images.shape[2]} x {images.shape[3]} pixels are few: from {enough} on, '
-            'each layer has as many pixels to be fitted to as it has inputs',
-            file=sys.stderr,
-        )
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    progress = files.Progress(
-        out,
-        dict(
-            model=config.model, parts=options.parts, heads=options.heads, seed=options.seed,
-            kernel_size=options.kernel_size, images=found, num_images=len(images), budget=options.budget,
-            pipeline=config.test_dataloader.dataset.pipeline, device=device,
-            checkpoint=[str(options.checkpoint), Path(options.checkpoint).stat().st_mtime_ns],
-        ),
-    )  # fmt: skip
-    checkpoint = files.converted_checkpoint(out, base)
-    if options.finetune and progress.made(checkpoint):
-        print(f'{checkpoint} is there already', file=sys.stderr)
-        return _finetune(checkpoint.with_suffix('.py'), options.finetune)
-    if budget:
-        with counting(len(calls), 'Measuring each layer by itself') as count:
-            choices = files.plan_within(
-                out,
-                progress.key,
-                budget,
-                model,
-                choices,
-                stages,
-                images,
-                calls,
-                options.seed,
-                count,
-            )
-        calls = {name: each for name, each in calls.items() if choices[name].attn_cfg is not None}
+            check_finetuning(job.config, options.finetune)
+            if job.is_made:
+                print(f'{job.checkpoint} is there already', file=sys.stderr)
+                return _finetune(config, options.finetune)
+        job.load()
+    with step(f'Loading images, at most {options.num_images} of {len(job.files)}'):
+        warning = job.load_images()
+    if warning:
+        print(warning, file=sys.stderr)
+    if job.budget:
+        with counting(len(job.calls), 'Measuring each layer by itself') as count:
+            job.plan(count)
     try:
-        with counting(len(calls), 'Converting layers') as count:
-
-            def tell(name, fitted, layer):
-                if fitted is not None:
-                    progress.add(name, layer)
-                count(len(progress.layers), f'Converting {name}')
-
-            conversion = convert(
-                model, images, stages=stages, choices=choices, seed=options.seed,
-                done=dict(progress.layers), tell=tell,
-            )  # fmt: skip
+        with counting(len(job.calls), 'Converting layers') as count:
+            job.convert(lambda name: count(len(job.progress.layers), f'Converting {name}'))
     except KeyboardInterrupt:
         print(
-            f'{len(progress.layers)} of {len(calls)} layers are converted; the same command goes on from there',
+            f'{len(job.progress.layers)} of {len(job.calls)} layers are converted; the same command goes on '
+            'from there',
             file=sys.stderr,
         )
         raise
     with step('Writing and measuring'):
-        ap = files.measure_both(model, conversion.model, config, options.num_val_images)
-        changed = bool(options.cfg_options)
-        files.write_student(checkpoint, base, config, conversion, progress.key, changed)
-        report = files.write_report(out, model, conversion, stages, images, calls, ap)
-        progress.remove()
-    print(report, end='')
-    print(f'\nsasa-det test {checkpoint.with_suffix(".py")} {checkpoint}')
-    return _finetune(checkpoint.with_suffix('.py'), options.finetune) if options.finetune else 0
+        report = job.write()
+        page = write_report(report, Path(options.out), job.checkpoint, _as_typed(options))
+    for name, value in facts(report):
+        print(f'{name}: {value}')
+    if 'missing' in report['ap']:
+        print(f'AP was not measured: {report["ap"]["missing"]}')
+    print(
+        f'{len(report["kept"])} convolutions stay; {page} says why, and what each layer leaves unexplained'
+    )
+    print(f'sasa-det test {config} {job.checkpoint}')
+    return _finetune(config, options.finetune) if options.finetune else 0
+
+
+def _as_typed(options: argparse.Namespace) -> str:
+    """Write the command that these options are of; those that have their default are left out."""
+    parser = argparse.ArgumentParser()
+    add_to(parser.add_subparsers())
+    parts = ['sasa-det', 'convert', options.config, options.checkpoint, '--out', options.out]
+    default = parser.parse_args(
+        ['convert', options.config, options.checkpoint, '--out', options.out]
+    )
+    for name, value in vars(options).items():
+        if name in default and value != getattr(default, name):
+            values = value if isinstance(value, list) else [value]
+            parts += [f'--{name.replace("_", "-")}', *map(str, values)]
+    return shlex.join(parts)
 
 
 def _finetune(converted: Path, epochs: int) -> int:

@@ -25,7 +25,6 @@ class LabelledImages:
         most: At most so many of them, evenly spaced.
 
     Raises:
-        FileNotFoundError: The annotations are not there.
         ValueError: The config names no labelled images, or they cannot be read; says why.
 
     Examples:
@@ -46,10 +45,6 @@ class LabelledImages:
         try:
             with _quiet():
                 self._dataset = DATASETS.build(config.val_dataloader.dataset)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f'{error.filename or error}: no such labels, which val_dataloader of {config.filename} names'
-            ) from None
         except Exception as error:  # a data set is a program, which may raise any error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(

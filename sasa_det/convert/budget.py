@@ -1,18 +1,18 @@
-"""Which layers are worth converting, for a wanted time or number of FLOPs?
+"""Which layers are worth converting, for a wanted time, number of FLOPs or AP?
 
 Each layer has a price, the error that its conversion alone makes at the detector's outputs, and a gain, the
 time or FLOPs that it saves. Dynamic programming finds the set that gains enough for the least sum of errors.
+For a wanted AP, the sets of least error are converted and their AP is measured.
 """
 
 import copy
 from typing import Callable, Dict, List, Mapping, NamedTuple, Sequence
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ..layers.replace import put
-from .costs import compare_layers, compare_models
+from .costs import compare_layers, cost_of
 from .layers import Choice
 from .walk import Calls, Stage, fit_apart, run_stages
 
@@ -20,19 +20,20 @@ from .walk import Calls, Stage, fit_apart, run_stages
 _PARTS = 2000
 # Images that errors at the outputs are measured on, at most: the detector runs once for each layer.
 MOST_PROBES = 8
-KINDS = dict(time='ms', flops='gflops')
+# By the kind of a budget, what a layer gains.
+KINDS = dict(time='ms', flops='gflops', ap='ms')
 
 
 class Budget(NamedTuple):
     """What is wanted of a conversion.
 
     Attributes:
-        kind: 'time', as measured on this machine for one image, or 'flops'.
-        share: Of the convolutional detector's.
+        kind: 'time', as measured on this machine for one image, 'flops', or 'ap'.
+        amount: Of the convolutional detector's time or FLOPs, a share; of AP, the change, at most 0.
     """
 
     kind: str
-    share: float
+    amount: float
 
 
 class Offer(NamedTuple):
@@ -47,42 +48,53 @@ class Offer(NamedTuple):
     gain: float
 
 
-class Plan(NamedTuple):
-    """Which layers become attention within a budget.
+class Offers(NamedTuple):
+    """What the conversion of each layer costs and saves.
 
     Attributes:
-        choices: What becomes of each convolution.
-        offers: Those that could be converted.
+        layers: By name.
         total: Milliseconds or GFLOPs of the convolutional detector.
     """
 
-    choices: Dict[str, Choice]
-    offers: Dict[str, Offer]
+    layers: Dict[str, Offer]
     total: float
+
+    def sums(self, names: Sequence[str]) -> tuple:
+        """Add up layers.
+
+        Args:
+            names: Their names.
+
+        Returns:
+            What is left of the convolutional detector's time or FLOPs, a share; and the sum of errors.
+        """
+        chosen = [self.layers[name] for name in names]
+        error, gain = (sum(values) for values in zip(*chosen)) if chosen else (0.0, 0.0)
+        return 1 - gain / self.total, error
 
 
 def read_budget(text: str) -> Budget:
     """Read a budget.
 
     Args:
-        text: Such as ``time=0.8``.
+        text: Such as ``time=0.8`` or ``ap=-1.0``.
 
     Raises:
         ValueError: It is not of this form.
 
     Examples:
         >>> read_budget('time=0.8')
-        Budget(kind='time', share=0.8)
+        Budget(kind='time', amount=0.8)
     """
-    kind, _, share = text.partition('=')
+    kind, _, amount = text.partition('=')
     try:
-        number = float(share)
+        number = float(amount)
     except ValueError:
-        number = 0.0
-    if kind not in KINDS or not 0 < number < 1:
+        number = float('nan')
+    if kind not in KINDS or not (-100 < number <= 0 if kind == 'ap' else 0 < number < 1):
         raise ValueError(
-            f'a budget is one of {", ".join(f"{kind}=SHARE" for kind in KINDS)}, with a share between 0 and 1, '
-            f'but is {text!r}'
+            'a budget is time=SHARE or flops=SHARE, with a share between 0 and 1, or ap=CHANGE, with a change '
+            f'of at most 0 such as -1.0, but is {text!r}'
         )
     return Budget(kind, number)
 
@@ -123,27 +135,71 @@ def choose_within(offers: Mapping[str, Offer], wanted: float) -> List[str]:
     return [name for name in offers if name in names]
 
 
-def frontier(offers: Mapping[str, Offer], points: int = 20) -> List[tuple]:
-    """List the least sums of errors for gains from nothing to all that there is.
+def best_sets(offers: Mapping[str, Offer], points: int = 20) -> List[List[str]]:
+    """List the sets of layers of the least sums of errors, for gains from nothing to all that there is.
 
     Args:
         offers: By name.
         points: Number of gains.
 
     Returns:
-        Pairs of gain and error.
+        The names in each set, which differ; the first is empty.
     """
     most = sum(max(0.0, offer.gain) for offer in offers.values())
-    found = [(0.0, 0.0)]
+    found = [[]]
     for point in range(1, points + 1):
         names = choose_within(offers, most * point / points * (1 - 1e-9))
-        gain = sum(offers[name].gain for name in names)
-        found.append((gain, sum(offers[name].error for name in names)))
+        if names != found[-1]:
+            found.append(names)
     return found
 
 
-def spend(
-    budget: Budget,
+def choose_for_ap(
+    offers: Mapping[str, Offer], change: float, measure: Callable[[List[str]], float]
+) -> List[str]:
+    """Choose layers that gain the most time for a change of AP, by bisection along the best sets.
+
+    Args:
+        offers: By name.
+        change: That is accepted, at most 0.
+        measure: Gives the change of AP once these layers are converted.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: No layer gains time, or the smallest set changes AP by more.
+
+    Examples:
+        >>> offers = dict(a=Offer(0.1, 3.0), b=Offer(0.02, 2.0))
+        >>> choose_for_ap(offers, -1.0, lambda names: -0.5 * len(names))
+        ['a', 'b']
+        >>> choose_for_ap(offers, -0.7, lambda names: -0.5 * len(names))
+        ['a']
+    """
+    sets = best_sets(offers)
+    if len(sets) == 1:
+        raise ValueError(
+            'no layer gains time on this machine; ask for --budget flops=SHARE instead'
+        )
+    fits, fails, smallest = 0, len(sets), change
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        smallest = measure(sets[middle])
+        if smallest >= change:
+            fits = middle
+        else:
+            fails = middle
+    if not fits:
+        raise ValueError(
+            f'no choice of layers reaches ap={change:g}; the fewest layers that gain time change AP by '
+            f'{smallest:.1f}'
+        )
+    return sets[fits]
+
+
+def find_offers(
+    kind: str,
     model: nn.Module,
     choices: Mapping[str, Choice],
     stages: Sequence[Stage],
@@ -151,11 +207,11 @@ def spend(
     calls: Mapping[str, Calls],
     seed: int = 0,
     tell: Callable[[int], None] = lambda done: None,
-) -> Plan:
-    """Choose the layers to convert, such that a detector meets a budget.
+) -> Offers:
+    """Measure what the conversion of each layer of a detector costs and saves.
 
     Args:
-        budget: What is wanted.
+        kind: Of the budget.
         model: The convolutional detector.
         choices: What may become of each convolution.
         stages: What runs the detector.
@@ -163,74 +219,66 @@ def spend(
         calls: How each layer is called.
         seed: Of the pixels that layers are fitted to.
         tell: Called with the number of layers that are measured.
-
-    Returns:
-        The plan.
-
-    Raises:
-        ValueError: No set of layers meets it; says what can be had.
     """
     attention = {name: choices[name].attn_cfg for name in calls}
     held_out = min(MOST_PROBES, max(1, len(images) // 4))
     errors, student = errors_alone(model, attention, stages, images, held_out, seed, tell)
     layers = compare_layers(model, student, calls)
-    key = KINDS[budget.kind]
-    total = compare_models(model, student, stages, images[:1])[f'{key}_before']
+    key = KINDS[kind]
     offers = {
         name: Offer(errors[name], layers[name][f'{key}_before'] - layers[name][f'{key}_after'])
         for name in errors
     }
-    try:
-        chosen = choose_within(offers, (1 - budget.share) * total)
-    except ValueError:
-        least = 1 - sum(max(0.0, offer.gain) for offer in offers.values()) / total
-        raise ValueError(
-            f'no choice of layers reaches {budget.kind}={budget.share}; all that gain {budget.kind} together '
-            f'reach {least:.2f} of the detector'
-        ) from None
-    reasons = {
-        name: f'it gains no {budget.kind}'
-        if offers[name].gain <= 0
-        else 'the budget is met without it'
-        for name in offers
-    }
-    left = {
-        name: choice if name not in offers or name in chosen else Choice(None, reasons[name])
-        for name, choice in choices.items()
-    }
-    return Plan(left, offers, total)
+    return Offers(offers, cost_of(model, stages, images[:1])[key])
 
 
-def draw_tradeoff(plan: Plan, budget: Budget) -> Figure:
-    """Plot the sum of the layers' errors against time or FLOPs, for the best sets of layers.
+def spend(
+    budget: Budget, offers: Offers, measure: Callable[[List[str]], float] = lambda names: 0.0
+) -> List[str]:
+    """Choose the layers to convert, such that a detector meets a budget.
 
     Args:
-        plan: The plan.
-        budget: What was wanted.
+        budget: What is wanted.
+        offers: What each layer costs and saves.
+        measure: Gives the change of AP once these layers are converted; for a budget of AP.
+
+    Returns:
+        Their names.
+
+    Raises:
+        ValueError: No set of layers meets it; says what can be had.
     """
-    figure = Figure(figsize=(6, 4), layout='constrained')
-    axes = figure.subplots()
-    gains, errors = zip(*frontier(plan.offers))
-    axes.plot(
-        [1 - gain / plan.total for gain in gains],
-        errors,
-        marker='.',
-        label='the best sets of layers',
-    )
-    chosen = [plan.offers[name] for name in plan.offers if plan.choices[name].attn_cfg is not None]
-    sets = {'chosen': chosen, 'all layers': plan.offers.values()}
-    for (label, offers), marker in zip(sets.items(), 'os'):
-        share = 1 - sum(offer.gain for offer in offers) / plan.total
-        error = sum(offer.error for offer in offers)
-        axes.plot(share, error, marker=marker, linestyle='', label=label)
-    axes.axvline(budget.share, color='0.6', linewidth=1)
-    axes.set(
-        xlabel=f'{budget.kind}, of the convolutional detector',
-        ylabel="sum of the layers' errors at the outputs",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure
+    if budget.kind == 'ap':
+        return choose_for_ap(offers.layers, budget.amount, measure)
+    try:
+        return choose_within(offers.layers, (1 - budget.amount) * offers.total)
+    except ValueError:
+        least, _ = offers.sums([name for name, offer in offers.layers.items() if offer.gain > 0])
+        raise ValueError(
+            f'no choice of layers reaches {budget.kind}={budget.amount}; all that gain {budget.kind} together '
+            f'reach {least:.2f} of the detector'
+        ) from None
+
+
+def choices_within(
+    budget: Budget, choices: Mapping[str, Choice], offers: Offers, chosen: Sequence[str]
+) -> Dict[str, Choice]:
+    """Say what becomes of each convolution once a budget is spent.
+
+    Args:
+        budget: What was wanted.
+        choices: What might become of each.
+        offers: What each costs and saves.
+        chosen: Those that become attention.
+    """
+    gain = 'flops' if budget.kind == 'flops' else 'time'
+    others = 'it would cost AP' if budget.kind == 'ap' else 'the budget is met without it'
+    return {
+        name: choice
+        if name not in offers.layers or name in chosen
+        else Choice(None, f'it gains no {gain}' if offers.layers[name].gain <= 0 else others)
+        for name, choice in choices.items()
+    }
 
 
 @torch.no_grad()

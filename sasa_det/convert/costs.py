@@ -56,6 +56,21 @@ def compare_models(
     return _before_and_after(runs, [image], seconds)
 
 
+def cost_of(model: nn.Module, stages: Sequence[Stage], image: Tensor) -> dict:
+    """Measure one model on one image; without what follows its head.
+
+    Args:
+        model: The model.
+        stages: What runs it.
+        image: (1, 3, H, W).
+
+    Returns:
+        'parameters', 'gflops' and 'ms'.
+    """
+    run = _Run(model, stages)
+    return _costs(run, [image], *alternate([partial(run, image)], image.device))
+
+
 def alternate(runs: Sequence[Callable], device, rounds: int = _ROUNDS) -> list:
     """Measure functions in turn, so that what else the machine does meets all of them.
 
@@ -83,13 +98,20 @@ def alternate(runs: Sequence[Callable], device, rounds: int = _ROUNDS) -> list:
 def _before_and_after(
     modules: Sequence[nn.Module], inputs: Sequence[Tensor], seconds: Sequence[float]
 ) -> dict:
-    row = {}
-    for when, module, took in zip(('before', 'after'), modules, seconds):
-        costs = [count_costs(module, x) for x in inputs]
-        row[f'parameters_{when}'] = costs[0].parameters
-        row[f'gflops_{when}'] = sum(cost.flops for cost in costs) / 1e9
-        row[f'ms_{when}'] = 1000 * took
-    return row
+    return {
+        f'{key}_{when}': value
+        for when, module, took in zip(('before', 'after'), modules, seconds)
+        for key, value in _costs(module, inputs, took).items()
+    }
+
+
+def _costs(module: nn.Module, inputs: Sequence[Tensor], seconds: float) -> dict:
+    costs = [count_costs(module, x) for x in inputs]
+    return dict(
+        parameters=costs[0].parameters,
+        gflops=sum(cost.flops for cost in costs) / 1e9,
+        ms=1000 * seconds,
+    )
 
 
 def _run_all(layer: nn.Module, inputs: Sequence[Tensor]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..export.check import load_images as load_items
 from .layers import Choice, choose_layers
-from .walk import Stage, run_stages
+from .walk import Stage, watch_calls
 
 PARTS = ('backbone', 'neck', 'head', 'predictors')
 DEFAULT_PARTS = ('backbone', 'neck', 'head')
@@ -226,24 +226,17 @@ def bytes_per_image(model: nn.Module, image: Tensor) -> int:
     Raises:
         ValueError: The detector cannot be run; says why.
     """
-    largest = [image.numel()]
-    hooks = [
-        module.register_forward_hook(
-            lambda module, args, output: largest.append(args[0].numel() + output.numel())
-        )
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
+    names = [name for name, each in model.named_modules() if isinstance(each, nn.Conv2d)]
     try:
-        with torch.no_grad():
-            run_stages(model, stages_of(model), image)
+        calls = watch_calls(model, names, stages_of(model), image)
     except Exception as error:  # a detector is a program, which may raise any error
         raise ValueError(
             f'{type(model).__name__} cannot be converted: its backbone, neck and head cannot be run by '
             f'themselves ({type(error).__name__}: {str(error).partition(chr(10))[0]})'
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
+    largest = max(
+        (read.numel() + made.numel() for each in calls.values() for read, made in each),
+        default=image.numel(),
+    )
     # A teacher's and a student's half, each with an input, an output, and what follows in place or not.
-    return 2 * 3 * image.element_size() * max(largest)
+    return 2 * 3 * image.element_size() * largest

@@ -1,24 +1,19 @@
-"""What a conversion writes: the student's config and checkpoint, a report, and what it resumes from."""
+"""What a conversion writes: the student's config and checkpoint, and what it resumes from."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Dict, Mapping, Optional, Sequence
+from typing import Callable, Dict, Mapping, Optional
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoints.loading import load_from_local
 from ..configs import CONFIGS, config_literal
 from ..files import written_whole
-from .accuracy import LabelledImages
-from .budget import Budget, draw_tradeoff, spend
 from .conversion import Conversion
-from .costs import compare_layers, compare_models
-from .layers import Choice
-from .walk import Calls, Stage
 
 FINETUNE = """\
 # Written by `sasa-det convert`: a short training of the converted detector, at a low learning rate.
@@ -42,7 +37,6 @@ optim_wrapper = dict(optimizer=dict(lr={lr}), paramwise_cfg={paramwise})
 FINETUNE_LR = 0.2
 # Of that of the other weights: logits add up the steps of two projections.
 LOGITS_LR = 0.1
-TITLES = ('layer', 'unexplained', 'free', 'M parameters', 'GFLOPs', 'ms')
 CONFIG = """\
 # Written by `sasa-det convert`: the detector of the base, with attention in the place of these convolutions.
 _base_ = {base}
@@ -79,7 +73,6 @@ def write_student(
     base: Path,
     config: Config,
     conversion: Conversion,
-    key: str,
     changed: bool = False,
 ) -> None:
     """Write a converted detector's config and checkpoint.
@@ -89,7 +82,6 @@ def write_student(
         base: The convolutional detector's config.
         config: Its content.
         conversion: The converted detector.
-        key: Of the conversion's settings.
         changed: Whether options have changed the content; it is then written, too, to inherit from.
     """
     path = checkpoint.with_suffix('.py')
@@ -117,110 +109,8 @@ def write_student(
     meta = dict(
         dataset_meta=conversion.model.dataset_meta,
         cfg=Config.fromfile(path).pretty_text,
-        conversion=key,
     )
     save(dict(state_dict=conversion.model.state_dict(), meta=meta), checkpoint)
-
-
-def write_report(
-    folder: Path,
-    teacher: nn.Module,
-    conversion: Conversion,
-    stages: Sequence[Stage],
-    images: Tensor,
-    calls: Mapping[str, Calls],
-    ap: Mapping,
-) -> str:
-    """Write report.json and report.md: what each layer leaves unexplained, and costs before and after.
-
-    Args:
-        folder: Where to.
-        teacher: The convolutional detector.
-        conversion: The converted one.
-        stages: What runs them.
-        images: What was converted with.
-        calls: How each layer is called.
-        ap: What :func:`measure_both` found.
-
-    Returns:
-        The text of report.md.
-    """
-    costs = compare_layers(
-        teacher, conversion.model, {name: calls[name] for name in conversion.fitted}
-    )
-    layers = [
-        dict(layer=name, **fitted._asdict(), **costs[name])
-        for name, fitted in conversion.fitted.items()
-    ]
-    total = compare_models(teacher, conversion.model, stages, images[:1])
-    content = dict(
-        images=len(images),
-        size=list(images.shape[2:]),
-        ap=ap,
-        total=total,
-        layers=layers,
-        kept=conversion.kept,
-    )
-    (folder / 'report.json').write_text(json.dumps(content, indent=2) + '\n')
-    rows = [
-        [
-            row['layer'],
-            f'{row["unexplained"]:.3f}',
-            f'{row["unavoidable"]:.3f}',
-            *(_before_and_after(row)),
-        ]
-        for row in layers
-    ]
-    rows.append(['whole detector', '', '', *_before_and_after(total)])
-    text = (
-        f'{len(layers)} convolutions became attention, by {len(images)} images of '
-        f'{images.shape[2]} x {images.shape[3]} pixels. Unexplained: the share of the variance of the '
-        "teacher's layer that is left on images held out. Free: what a convolution of any weights would "
-        "leave. GFLOPs and times are for one image, a multiply-add counts as two, and the head's "
-        f'post-processing is left out.\n\n{_table(TITLES, rows)}\n'
-    )
-    if 'after' in ap:
-        text += (
-            f'\nAP on {ap["images"]} labelled images: {ap["before"]:.1f} before, {ap["after"]:.1f} after, '
-            'without any training.\n'
-        )
-    else:
-        text += f'\nAP was not measured: {ap["missing"]}.\n'
-    if conversion.kept:
-        text += '\nThese stay convolutions:\n\n'
-        text += ''.join(f'- {name}: {reason}\n' for name, reason in conversion.kept.items())
-    (folder / 'report.md').write_text(text)
-    return text
-
-
-def measure_both(teacher: nn.Module, student: nn.Module, config: Config, most: int) -> dict:
-    """Measure AP before and after, where a config has labelled images.
-
-    Args:
-        teacher: The convolutional detector.
-        student: The converted one.
-        config: The former's config.
-        most: At most so many of its validation images; 0 for none.
-
-    Returns:
-        The number of 'images', and AP 'before' and 'after', in per cent; or why it is 'missing'.
-    """
-    if most < 1:
-        return dict(missing='it was not asked for')
-    try:
-        labelled = LabelledImages(config, most)
-        return dict(
-            images=len(labelled.indices), before=labelled.ap(teacher), after=labelled.ap(student)
-        )
-    except (OSError, ValueError) as error:
-        return dict(missing=str(error))
-
-
-def _before_and_after(row: Mapping) -> list:
-    return [
-        f'{row[f"{key}_before"] / unit:.{digits}f} → {row[f"{key}_after"] / unit:.{digits}f}'
-        for key, unit, digits in (('parameters', 1e6, 3), ('gflops', 1, 3), ('ms', 1, 1))
-    ]
 
 
 def write_finetuning(converted: Path, epochs: int, path: Optional[Path] = None) -> Path:
@@ -294,62 +184,28 @@ def save(content: dict, path: Path) -> None:
         torch.save(content, partial)
 
 
-def plan_within(
-    folder: Path,
-    key: str,
-    budget: Budget,
-    model: nn.Module,
-    choices: Mapping[str, Choice],
-    *others,
-) -> Dict[str, Choice]:
-    """Choose the layers within a budget, and write budget.json and budget.png; or read what was chosen before.
-
-    Times differ from run to run: a conversion that goes on must go on with the same layers.
-
-    Args:
-        folder: Where to.
-        key: Of the conversion's settings.
-        budget: What is wanted.
-        model: The convolutional detector.
-        choices: What may become of each convolution.
-        others: The other arguments of :func:`sasa_det.convert.budget.spend`.
-
-    Returns:
-        What becomes of each convolution.
-
-    Raises:
-        ValueError: No set of layers meets it; says what can be had.
-    """
-    path = folder / 'budget.json'
-    if path.is_file():
-        saved = json.loads(path.read_text())
-        if saved['key'] == key:
-            return {name: Choice(*choice) for name, choice in saved['choices'].items()}
-    plan = spend(budget, model, choices, *others)
-    draw_tradeoff(plan, budget).savefig(folder / 'budget.png', dpi=120)
-    path.write_text(
-        json.dumps(dict(key=key, budget=budget._asdict(), **plan._asdict()), indent=2) + '\n'
-    )
-    return plan.choices
-
-
 class Progress:
-    """The layers converted so far, kept in a file that an interrupted conversion goes on from.
+    """What an interrupted conversion goes on from, kept in a file: layers, and what was measured before.
 
     Args:
         folder: Where the file is.
-        settings: What must be equal for the layers to be of use.
+        settings: What must be equal for the content to be of use.
     """
 
     def __init__(self, folder: Path, settings: Mapping) -> None:
         text = json.dumps(settings, sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()
-        self._path = folder / 'converted_layers.pth'
-        self.layers: Dict[str, dict] = {}
+        self._path = folder / 'unfinished.pth'
+        self._content = dict(key=self.key, layers={}, measured={})
         if self._path.is_file():
             saved = load_from_local(str(self._path), 'cpu')
             if saved.get('key') == self.key:
-                self.layers = saved['layers']
+                self._content = saved
+
+    @property
+    def layers(self) -> Dict[str, dict]:
+        """The state dicts of the layers that are converted, by name."""
+        return self._content['layers']
 
     def add(self, name: str, layer: nn.Module) -> None:
         """Keep a layer.
@@ -359,24 +215,23 @@ class Progress:
             layer: The converted layer.
         """
         self.layers[name] = {key: value.cpu().clone() for key, value in layer.state_dict().items()}
-        save(dict(key=self.key, layers=self.layers), self._path)
+        save(self._content, self._path)
 
-    def made(self, checkpoint: Path) -> bool:
-        """Say whether a checkpoint is what a whole conversion with these settings wrote.
+    def once(self, what: str, measure: Callable):
+        """Measure something, or give what was measured before the interruption.
+
+        Times differ from run to run, so that a conversion must go on with the same ones.
 
         Args:
-            checkpoint: The file, which need not exist.
+            what: Its name.
+            measure: Gives numbers, in lists and dicts.
         """
-        if not checkpoint.is_file():
-            return False
-        meta = load_from_local(str(checkpoint), 'cpu').get('meta') or {}
-        return meta.get('conversion') == self.key
+        measured = self._content['measured']
+        if what not in measured:
+            measured[what] = measure()
+            save(self._content, self._path)
+        return measured[what]
 
     def remove(self) -> None:
         """Remove the file once all is converted."""
         self._path.unlink(missing_ok=True)
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ['---'] * len(titles), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

@@ -1,7 +1,6 @@
 """Which layers a budget chooses."""
 
 import itertools
-import json
 
 import pytest
 import torch
@@ -11,9 +10,13 @@ from torch import nn
 from sasa_det.convert.budget import (
     Budget,
     Offer,
+    Offers,
+    best_sets,
+    choices_within,
+    choose_for_ap,
     choose_within,
     errors_alone,
-    frontier,
+    find_offers,
     read_budget,
     spend,
 )
@@ -51,19 +54,42 @@ def test_what_gains_nothing_is_never_chosen():
         choose_within(given, 1.1)
 
 
-def test_the_frontier_rises():
-    points = frontier(offers(8, 3))
-    gains, errors = zip(*points)
-    assert list(gains) == sorted(gains) and list(errors) == sorted(errors) and errors[0] == 0
+def test_the_best_sets_save_more_for_more_error():
+    given = Offers(offers(8, 3), 10.0)
+    shares, errors = zip(*(given.sums(names) for names in best_sets(given.layers)))
+    assert list(shares) == sorted(shares, reverse=True) and list(errors) == sorted(errors)
+    assert (shares[0], errors[0]) == (1, 0) and shares[-1] < 0.8
+
+
+@pytest.mark.parametrize('change', [-0.3, -0.9, -5])
+def test_a_budget_of_ap_gains_the_most_time_that_it_allows(change):
+    given = offers(8, 3)
+    tried = []
+
+    def measure(names):
+        tried.append(names)
+        return -sum(given[name].error for name in names)
+
+    chosen = choose_for_ap(given, change, measure)
+    fitting = [names for names in best_sets(given) if measure(names) >= change]
+    assert chosen == fitting[-1] and chosen in tried[:5]
+
+
+def test_a_budget_of_ap_that_no_layer_keeps_is_told():
+    with pytest.raises(ValueError, match=r'reaches ap=-0.1; the fewest .* change AP by -3.0'):
+        choose_for_ap(offers(8, 3), -0.1, lambda names: -3.0)
+    with pytest.raises(ValueError, match='no layer gains time on this machine'):
+        choose_for_ap(dict(a=Offer(0.0, -1.0)), -0.1, lambda names: 0.0)
 
 
 @pytest.mark.parametrize(
-    'text', ['time', 'time=', 'time=1.5', 'time=0', 'memory=0.5', 'time=-1', '0.8']
+    'text', ['time', 'time=', 'time=1.5', 'time=0', 'memory=0.5', 'time=-1', '0.8', 'ap=1', 'ap=x']
 )
 def test_refuses_other_budgets(text):
-    with pytest.raises(ValueError, match=r'time=SHARE, flops=SHARE, with a share .* but is'):
+    with pytest.raises(ValueError, match=r'is time=SHARE or flops=SHARE, .* but is'):
         read_budget(text)
     assert read_budget('flops=0.7') == Budget('flops', 0.7)
+    assert read_budget('ap=-1.5') == Budget('ap', -1.5)
 
 
 @pytest.fixture(scope='module')
@@ -97,15 +123,19 @@ def test_a_budget_of_flops_keeps_the_layers_of_most_error(network):
     choices = choose_layers(model)
     calls = watch_calls(model, list(choices), [run_all], images[:1])
     told = []
-    plan = spend(Budget('flops', 0.8), model, choices, [run_all], images, calls, tell=told.append)
-    chosen = [name for name, choice in plan.choices.items() if choice.attn_cfg]
-    assert '0' in chosen and 0 < len(chosen) < 4 and told == [1, 2, 3, 4]
-    gained = sum(plan.offers[name].gain for name in chosen)
-    assert gained >= 0.2 * plan.total
-    kept = {choice.reason for choice in plan.choices.values() if choice.attn_cfg is None}
+    found = find_offers('flops', model, choices, [run_all], images, calls, tell=told.append)
+    assert told == [1, 2, 3, 4]
+    budget = Budget('flops', 0.8)
+    chosen = spend(budget, found)
+    assert '0' in chosen and 0 < len(chosen) < 4
+    assert found.sums(chosen)[0] <= 0.8
+    # A multiply-add of each of the nine neighbours is two FLOPs.
+    assert found.total == pytest.approx(4 * 2 * 9 * 32 * 32 * 24 * 24 / 1e9)
+    within = choices_within(budget, choices, found, chosen)
+    assert [name for name, choice in within.items() if choice.attn_cfg] == chosen
+    kept = {choice.reason for choice in within.values() if choice.attn_cfg is None}
     assert kept == {'the budget is met without it'}
-    json.dumps(plan._asdict())
     with pytest.raises(
         ValueError, match=r'no choice .* reaches flops=0.1; all .* together reach 0\.\d\d'
     ):
-        spend(Budget('flops', 0.1), model, choices, [run_all], images, calls)
+        spend(Budget('flops', 0.1), found)

@@ -5,19 +5,23 @@ import re
 import statistics
 
 import cv2
+import mmcv.cnn.bricks.wrappers
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from foreign_detectors import DETECTORS, build, inputs, read
 from mmengine.config import Config
+from mmengine.structures import InstanceData
 from torch import nn
 
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.cli.main import main
 from sasa_det.configs import find_config, read_config
 from sasa_det.convert import convert
+from sasa_det.convert.accuracy import LabelledImages
 from sasa_det.convert.budget import errors_alone
+from sasa_det.convert.detector_conversion import DetectorConversion, Settings
 from sasa_det.convert.detectors import (
     MEMORY,
     bytes_per_image,
@@ -29,6 +33,7 @@ from sasa_det.convert.detectors import (
 from sasa_det.convert.files import Progress
 from sasa_det.convert.walk import watch_calls
 from sasa_det.evaluation.attention_maps import attention_layers
+from sasa_det.evaluation.costs import count_costs
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 
@@ -185,9 +190,8 @@ def photos(tmp_path_factory):
 
 def command(teacher, photos, out, *more):
     config, checkpoint = teacher
-    return main(
-        ['convert', str(config), str(checkpoint), '--images', str(photos), '--out', str(out), *more]
-    )
+    arguments = [str(config), str(checkpoint), '--images', str(photos), '--out', str(out)]
+    return main(['convert', *arguments, '--num-val-images', '0', *more])
 
 
 @pytest.fixture(scope='module')
@@ -240,7 +244,7 @@ def test_goes_on_after_an_interruption(teacher, photos, converted, tmp_path, cap
         if name.startswith('neck'):
             assert torch.equal(ours[name], whole[name]), name
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        'report.json', 'report.md', 'tiny_converted.pth', 'tiny_converted.py',
+        'index.html', 'report.json', 'tiny_converted.pth', 'tiny_converted.py',
     ]  # fmt: skip
 
 
@@ -280,9 +284,139 @@ def test_options_and_imports_of_the_config_hold_for_the_converted_one(teacher, p
     load_detector(converted, converted.load_from)
 
 
-def test_another_checkpoint_of_the_name_is_not_gone_on_with(tmp_path):
-    torch.save(dict(state_dict={}), tmp_path / 'own_converted.pth')
-    assert not Progress(tmp_path, {}).made(tmp_path / 'own_converted.pth')
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    settings = dict(seed=0)
+    assert Progress(tmp_path, settings).once('time', lambda: [1.0, {'a': 2.0}]) == [1.0, {'a': 2.0}]
+    assert Progress(tmp_path, settings).once('time', lambda: [5.0]) == [1.0, {'a': 2.0}]
+    assert Progress(tmp_path, dict(seed=1)).once('time', lambda: [5.0]) == [5.0]
+
+
+def test_the_page_shows_the_report_and_needs_no_other_file(teacher, photos, converted):
+    page = (converted / 'index.html').read_text()
+    report = json.loads((converted / 'report.json').read_text())
+    for row in report['layers']:
+        found = re.search(rf'<tr><td>{re.escape(row["layer"])}</td><td>([\d.]+)</td>', page)
+        assert float(found[1]) == pytest.approx(row['unexplained'], abs=6e-4)
+    for name, reason in report['kept'].items():
+        assert f'<td>{name}</td><td>{reason}</td>' in page
+    assert 'AP was not measured: num_val_images must be at least 1' in page
+    config, checkpoint = teacher
+    repeat = re.search(r'<pre><code>(.*)</code></pre>', page)[1]
+    assert repeat == (
+        f'sasa-det convert {config} {checkpoint} --out {converted} --images {photos} --parts neck head '
+        '--num-val-images 0'
+    )
+    assert f'{repeat} --finetune 2' in page
+    assert re.findall(r'(?:src|href)="(?!report.json)', page) == []
+
+
+def test_a_budget_of_ap_measures_what_it_tries(teacher, photos, tmp_path, monkeypatch):
+    """Each converted layer loses 0.6 AP here, and gains time."""
+
+    class Labels:
+        indices = [0]
+
+        def __init__(self, config, most):
+            pass
+
+        def ap(self, model):
+            return 50.0 - 0.6 * len(attention_layers(model))
+
+    def costs(teacher, student, calls):
+        kinds = ('parameters', 'gflops', 'ms')
+        before, after = (
+            {f'{kind}_{when}': x for kind in kinds} for when, x in (('before', 2), ('after', 1))
+        )
+        return {name: {**before, **after} for name in calls}
+
+    monkeypatch.setattr('sasa_det.convert.detector_conversion.LabelledImages', Labels)
+    monkeypatch.setattr('sasa_det.convert.budget.compare_layers', costs)
+    options = ['--parts', 'neck', '--num-val-images', '1', '--budget', 'ap=-1.9']
+    assert command(teacher, photos, tmp_path, *options) == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert len(report['layers']) == 3 and report['ap'] == dict(images=1, before=50.0, after=48.2)
+    tried = dict(map(tuple, report['tradeoff']['measured']))
+    assert pytest.approx(-1.8) in tried.values() and pytest.approx(-2.4) in tried.values()
+    assert report['tradeoff']['mixes']['neck'] == report['tradeoff']['mixes']['all']
+    assert '<img src="data:image/png;base64,' in (tmp_path / 'index.html').read_text()
+
+
+@pytest.fixture
+def labelled(photos, tmp_path, teacher):
+    """A config with five labelled images."""
+    data = tmp_path / 'data'
+    (data / 'annotations').mkdir(parents=True)
+    names = sorted(path.name for path in photos.iterdir())
+    content = dict(
+        images=[
+            dict(id=i, file_name=str(photos / name), width=128, height=96)
+            for i, name in enumerate(names)
+        ],
+        annotations=[
+            dict(id=i + 1, image_id=i, category_id=1, bbox=[20, 20, 30, 40], area=1200, iscrowd=0)
+            for i in range(len(names))
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(DIGITS, 1)],
+    )
+    for split in ('train', 'val'):
+        (data / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
+    config = tmp_path / 'own.py'
+    root = f'{data.as_posix()}/'
+    config.write_text(
+        f'_base_ = {str(teacher[0])!r}\n'
+        f'data_root = {root!r}\n'
+        'train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, '
+        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
+        'val_dataloader = dict(num_workers=0, persistent_workers=False, '
+        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
+        'test_dataloader = val_dataloader\n'
+        "val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')\n"
+        'test_evaluator = val_evaluator\n'
+    )
+    return config
+
+
+@pytest.mark.parametrize('most', [2, 10])
+def test_ap_is_that_of_the_images_that_were_taken(labelled, most):
+    class Knows:
+        def val_step(self, data):
+            for sample in data['data_samples']:
+                box = torch.tensor([[20.0, 20.0, 50.0, 60.0]])
+                sample.pred_instances = InstanceData(
+                    bboxes=box, scores=torch.ones(1), labels=torch.zeros(1, dtype=torch.long)
+                )
+            return data['data_samples']
+
+    class FindsNothing:
+        def val_step(self, data):
+            for sample in data['data_samples']:
+                sample.pred_instances = InstanceData(
+                    bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long()
+                )
+            return data['data_samples']
+
+    images = LabelledImages(Config.fromfile(labelled), most)
+    assert len(images.indices) == min(5, most)
+    assert images.ap(Knows()) == pytest.approx(100)
+    assert images.ap(FindsNothing()) == 0
+
+
+def test_a_budget_of_ap_needs_labels(teacher, photos, labelled, tmp_path, capsys):
+    (tmp_path / 'data/annotations/instances_val.json').unlink()
+    options = ['--num-val-images', '5', '--budget', 'ap=-1']
+    assert command((labelled, teacher[1]), photos, tmp_path / 'out', *options) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f'{labelled}: val_dataloader.dataset cannot be read (' in message
+    assert 'instances_val.json' in message
+    assert command((labelled, teacher[1]), photos, tmp_path / 'out', *options[2:]) == 2
+    assert 'num_val_images must be at least 1 to measure AP' in capsys.readouterr().err
+
+
+def test_mmcvs_own_class_of_convolutions_is_converted():
+    model = nn.Sequential(mmcv.cnn.bricks.wrappers.Conv2d(16, 16, 3, padding=1), nn.ReLU()).eval()
+    assert count_costs(model, torch.zeros(1, 16, 5, 5)).flops == 2 * 9 * 16 * 16 * 25
+    found = convert(model, torch.randn(4, 16, 12, 12))
+    assert list(found.attention) == ['0'] and found.fitted['0'].unexplained < 0.9
 
 
 def test_fine_tuning_by_iterations_is_refused_at_once(teacher, photos, tmp_path, capsys):
@@ -333,41 +467,13 @@ def test_a_detector_that_cannot_be_run_is_named(teacher, monkeypatch):
         bytes_per_image(model, torch.zeros(1, 3, 64, 64))
 
 
-def test_fine_tunes_the_converted_detector(teacher, photos, tmp_path, capsys):
+def test_fine_tunes_the_converted_detector(teacher, labelled, tmp_path, capsys):
     """On data of the config's own, at a low rate; a second call goes on rather than convert again."""
-    data = tmp_path / 'data'
-    (data / 'annotations').mkdir(parents=True)
-    names = sorted(path.name for path in photos.iterdir())
-    content = dict(
-        images=[
-            dict(id=i, file_name=str(photos / name), width=128, height=96)
-            for i, name in enumerate(names)
-        ],
-        annotations=[
-            dict(id=i + 1, image_id=i, category_id=1, bbox=[20, 20, 30, 40], area=1200, iscrowd=0)
-            for i in range(len(names))
-        ],
-        categories=[dict(id=i, name=name) for i, name in enumerate(DIGITS, 1)],
-    )
-    for split in ('train', 'val'):
-        (data / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content))
-    config = tmp_path / 'own.py'
-    root = f'{data.as_posix()}/'
-    config.write_text(
-        f'_base_ = {str(teacher[0])!r}\n'
-        f'data_root = {root!r}\n'
-        'train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, '
-        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
-        'val_dataloader = dict(num_workers=0, persistent_workers=False, '
-        "dataset=dict(data_root=data_root, data_prefix=dict(img='')))\n"
-        'test_dataloader = val_dataloader\n'
-        "val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')\n"
-        'test_evaluator = val_evaluator\n'
-    )
-    arguments = ['convert', str(config), str(teacher[1]), '--out', str(tmp_path / 'out')]
+    arguments = ['convert', str(labelled), str(teacher[1]), '--out', str(tmp_path / 'out')]
     arguments += ['--parts', 'neck', '--finetune']
     assert main([*arguments, '1']) == 0
     out = tmp_path / 'out'
+    assert json.loads((out / 'report.json').read_text())['ap']['images'] == 5
     tuned = Config.fromfile(out / 'own_finetune.py')
     base = read_config(find_config('retinanet_tiny_digits'))
     assert tuned.optim_wrapper.optimizer.lr == pytest.approx(0.2 * base.optim_wrapper.optimizer.lr)
@@ -382,6 +488,13 @@ def test_fine_tunes_the_converted_detector(teacher, photos, tmp_path, capsys):
     assert main([*arguments, '2']) == 0
     assert f'{out / "own_converted.pth"} is there already' in capsys.readouterr().err
     assert (out / 'finetune' / 'epoch_2.pth').is_file()
+    # With other settings it would be another one.
+    report = out / 'report.json'
+    report.write_text(report.read_text().replace('"settings": "', '"settings": "0'))
+    settings = Settings(
+        labelled, str(teacher[1]), [], None, 64, 200, ['neck'], 8, 5, None, 0, 'cpu'
+    )
+    assert not DetectorConversion(settings, out).is_made
 
 
 def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
