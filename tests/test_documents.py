@@ -55,6 +55,7 @@ SHORTER = [
     (r'benchmarks\.export', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'quickstart\.sh --data', '--epochs 1 --work-dir {fresh}', ''),
     (r'quickstart\.sh', '--help', ''),  # the same script, on more images
+    (r'demo_detector', None, 'tests/tools/test_shrink_checkpoint.py'),
     (r'sasa-det compare', None, 'tests/experiments/test_compare.py'),
     (r'benchmarks\.attention_gpu', None, 'tests/benchmarks/test_attention_gpu.py'),
     (r'checks/triton_builds\.py', None, 'tests/ops/backends/test_triton_builds.py'),

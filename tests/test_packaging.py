@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from sasa_det import demo
 from sasa_det.cli.openmmlab_tools import tool_path
 from sasa_det.environment import stack
 from sasa_det.version import __version__
@@ -96,6 +97,13 @@ def install(python, *what, cwd):
     run(*pip, '--force-reinstall', '--no-build-isolation', *what, cwd=cwd)
 
 
+def demo_files():
+    """The files of `sasa-det demo`."""
+    files = {str(path.relative_to(ROOT)) for path in (demo.CHECKPOINT, *demo.images())}
+    assert len(files) == 4
+    return files
+
+
 def test_the_wheel_holds_every_module_and_config(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / 'sasa_det').rglob('*.py')}
@@ -106,6 +114,7 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert f'sasa_det/.mim/configs/{CONFIG}' in configs
     assert modules | configs <= held
     assert {'sasa_det/.mim/model-index.yml', 'sasa_det.pth', 'sasa_det.start'} <= held
+    assert demo_files() <= held
     # The kernels make it a wheel of one Python and platform.
     assert wheel.name.startswith(f'sasa_det-{__version__}-cp')
     (kernels,) = (name for name in held if name.startswith('sasa_det/ops/_native.'))
@@ -133,6 +142,7 @@ def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
     assert {'sasa_det.pth', 'sasa_det.start', 'setup.py', 'sasa_det/.mim/model-index.yml'} <= held
     kernels = {f'sasa_det/ops/csrc/{path.name}' for path in ROOT.glob('sasa_det/ops/csrc/*')}
     assert kernels and kernels <= held
+    assert demo_files() <= held
 
 
 def test_the_wheel_asks_for_what_the_stack_check_accepts(wheel):

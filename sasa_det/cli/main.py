@@ -7,12 +7,13 @@ import sys
 from functools import partial
 from typing import Optional, Sequence
 
-from . import check_data, configs, convert, explain, explore, export, hand_over, predict
+from . import check_data, configs, convert, demo, explain, explore, export, hand_over, predict
 from .process import hide_dependencies_warnings
 
 EXAMPLES = """\
 examples:
   sasa-det doctor
+  sasa-det demo
   sasa-det demo-data
   sasa-det train retinanet_sasa-tiny_digits
   sasa-det predict photos/ --checkpoint work_dirs/quickstart/epoch_8.pth --out found/
@@ -44,7 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--traceback', action='store_true', help='show where an error came from (goes first)'
     )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    for module in (hand_over, configs, check_data, convert, predict, explain, explore, export):
+    modules = (hand_over, demo, configs, check_data, convert, predict, explain, explore, export)
+    for module in modules:
         module.add_to(commands)
     return parser
 
