@@ -2,11 +2,12 @@
 
 import argparse
 import os
+import shutil
 import signal
 import tempfile
 from pathlib import Path
 
-DEFAULT = 'work_dirs/quickstart/epoch_8.pth'
+QUICKSTARTS = 'work_dirs/quickstart/epoch_8.pth'
 EXAMPLES = """\
 examples:
   sasa-det explore
@@ -34,8 +35,8 @@ def add_to(commands) -> None:
     parser.add_argument(
         'checkpoint',
         nargs='?',
-        default=DEFAULT,
-        help='weights, as training saves them (default: %(default)s)',
+        help=f'weights, as training saves them (default: {QUICKSTARTS}; if it is not there, those of '
+        '`sasa-det demo`)',
     )
     parser.add_argument(
         '--config', help='config file or name (default: the one beside the checkpoint)'
@@ -74,20 +75,21 @@ def run(options: argparse.Namespace) -> None:
         FileNotFoundError, ValueError: A file is missing or invalid; names it.
         ImportError: Gradio is missing.
     """
-    if options.checkpoint == DEFAULT and not Path(DEFAULT).is_file():
-        raise FileNotFoundError(
-            f'{DEFAULT}: no such checkpoint; `bash tools/quickstart.sh` trains one, or name yours'
-        )
+    from .. import demo
     from .inputs import find_detector, load
     from .progress import step
 
+    if options.checkpoint is None:
+        if Path(QUICKSTARTS).is_file():
+            options.checkpoint = QUICKSTARTS
+        else:
+            options.checkpoint, options.config = str(demo.CHECKPOINT), options.config or demo.CONFIG
     find_detector(options)
     with step('Loading Gradio'):
         from ..visualization.explorer.page import build_page, require_gradio, serve
 
         require_gradio()
     model = load(options)
-    from ..visualization.explorer.examples import make_examples
     from ..visualization.explorer.session import Explorer
 
     # Service managers stop a program by SIGTERM. As Ctrl-C it lets the visitors' files be deleted.
@@ -96,6 +98,7 @@ def run(options: argparse.Namespace) -> None:
         os.environ['GRADIO_TEMP_DIR'] = f'{folder}/gradio'  # for all that Gradio writes
         with step('Starting the page'):
             explorer = Explorer(model, options.score_thr)
-            examples = make_examples(Path(folder))
+            # Gradio serves no files of other folders.
+            examples = [Path(shutil.copy(path, folder)) for path in demo.images()]
             page = build_page(explorer, examples, Path(options.checkpoint).name)
         serve(page, options.host, options.port, names=options.name)

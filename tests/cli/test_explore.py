@@ -1,15 +1,18 @@
 import functools
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
 
+from sasa_det import demo
 from sasa_det.cli.main import main
 
 
@@ -21,14 +24,32 @@ def refused(capsys, *args):
 @pytest.fixture
 def gradio():
     pytest.importorskip('gradio', reason='the explorer\'s page needs gradio: the extra "demo"')
-    pytest.importorskip('sklearn', reason='the examples are made of what scikit-learn ships')
 
 
-def test_without_a_checkpoint_the_quickstart_is_named(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize('quickstart', [False, True])
+def test_the_default_detector(gradio, capsys, trained, tmp_path, monkeypatch, quickstart):
+    """The quickstart's if it is there, or else the one that ships with the package."""
+    from sasa_det.visualization.explorer import page
+
+    if quickstart:
+        (tmp_path / 'work_dirs').mkdir()
+        folder = shutil.copytree(trained.parent, tmp_path / 'work_dirs/quickstart')
+        (folder / 'epoch_1.pth').rename(folder / 'epoch_8.pth')
+    checkpoint = 'work_dirs/quickstart/epoch_8.pth' if quickstart else str(demo.CHECKPOINT)
+    examples = []
+
+    def build_page(explorer, files, name):
+        assert name == Path(checkpoint).name
+        examples.extend(file.read_bytes() for file in files)
+
+    monkeypatch.setattr(page, 'build_page', build_page)
+    monkeypatch.setattr(page, 'serve', lambda *args, **options: None)
+    monkeypatch.setattr(signal, 'signal', lambda *args: None)
+    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
     monkeypatch.chdir(tmp_path)
-    error = refused(capsys)
-    assert 'work_dirs/quickstart/epoch_8.pth: no such checkpoint' in error
-    assert 'tools/quickstart.sh' in error
+    assert main(['explore', '--device', 'cpu']) == 0
+    assert f'detector: {checkpoint} with ' in capsys.readouterr().err
+    assert examples == [path.read_bytes() for path in demo.images()]
 
 
 def test_without_gradio_the_extra_is_named(capsys, trained, monkeypatch):
