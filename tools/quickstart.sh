@@ -3,8 +3,9 @@ set -euo pipefail
 
 usage() {
     cat <<'EOF'
-tools/quickstart.sh trains a small RetinaNet made of stand-alone self-attention, evaluates it and
-writes a page of pictures. Nothing need be installed before but Python 3.10 to 3.13 and g++.
+tools/quickstart.sh draws first pictures with a trained detector that lies here. Then it trains a small
+RetinaNet made of stand-alone self-attention, evaluates it and writes a page of pictures. Nothing need be
+installed before but Python 3.10 to 3.13 and g++.
 
     bash tools/quickstart.sh                     on handwritten digits, made on the spot
     bash tools/quickstart.sh --data DIR          on your own data in COCO's format:
@@ -15,6 +16,7 @@ writes a page of pictures. Nothing need be installed before but Python 3.10 to 3
                      data in a folder NAME)
     --epochs N       train for N epochs instead of the config's number
     --fresh          train anew; an earlier run's folder is renamed, not deleted
+    --no-train       stop after the first pictures; goes without other arguments
     --help           show this
 
 Interrupt it as you like: the same command goes on from the last checkpoint. When it has finished,
@@ -22,7 +24,7 @@ the same command shows the result again. SASA_PYTHON=/path/to/python uses an env
 EOF
 }
 
-DATA='' WORK_DIR='' EPOCHS='' FRESH=''
+DATA='' WORK_DIR='' EPOCHS='' FRESH='' NO_TRAIN=''
 while (($#)); do
     case "$1" in
         --data | --work-dir | --epochs)
@@ -34,12 +36,15 @@ while (($#)); do
             esac
             shift 2 ;;
         --fresh) FRESH=yes; shift ;;
+        --no-train) NO_TRAIN=yes; shift ;;
         --help | -h) usage; exit ;;
         *) echo "unknown argument '$1'; see --help" >&2; exit 2 ;;
     esac
 done
 [[ -z "$EPOCHS" || "$EPOCHS" =~ ^[1-9][0-9]*$ ]] ||
     { echo "--epochs must be a whole number of at least 1, not '$EPOCHS'" >&2; exit 2; }
+[[ -z "$NO_TRAIN" || -z "$DATA$WORK_DIR$EPOCHS$FRESH" ]] ||
+    { echo '--no-train goes without other arguments, which are of the training' >&2; exit 2; }
 [[ -z "$DATA" || -d "$DATA" ]] || { echo "--data: there is no folder '$DATA'" >&2; exit 2; }
 
 # The user's paths are relative to the user's folder, ours to the project's folder.
@@ -68,6 +73,14 @@ EOF
     echo "The page with the pictures: $(cd "$WORK_DIR" && pwd)/index.html"
 }
 
+first_pictures() { "$PYTHON" -m sasa_det demo --out work_dirs/demo; }
+
+if [[ -n "$NO_TRAIN" ]]; then
+    first_pictures
+    [[ "$PYTHON" != "$SASA_VENV/bin/python" ]] ||
+        printf '\nThe command sasa-det is there after: source %q\n' "$SASA_VENV/bin/activate"
+    exit
+fi
 if [[ -n "$FRESH" && -d "$WORK_DIR" ]]; then
     aside="$WORK_DIR.$(date +%Y%m%d-%H%M%S)"
     mv "$WORK_DIR" "$aside"
@@ -88,6 +101,11 @@ fi
 trap 'echo; echo "Interrupted. The same command goes on from the last checkpoint."; exit 130' INT TERM
 mkdir -p "$WORK_DIR"
 echo "$SETTINGS" >"$WORK_DIR/settings.txt"
+
+if [[ ! -f "$WORK_DIR/last_checkpoint" ]]; then
+    first_pictures
+    printf '\nNow a detector of your own is trained. Its page comes at the end.\n'
+fi
 
 launch=()
 stretch=()
