@@ -73,7 +73,11 @@ EOF
     echo "The page with the pictures: $(cd "$WORK_DIR" && pwd)/index.html"
 }
 
-first_pictures() { "$PYTHON" -m sasa_det demo --out work_dirs/demo; }
+first_pictures() {
+    # It refuses a folder that another version has made.
+    rm -rf work_dirs/demo
+    "$PYTHON" -m sasa_det demo --out work_dirs/demo
+}
 
 if [[ -n "$NO_TRAIN" ]]; then
     first_pictures

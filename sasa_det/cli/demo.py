@@ -128,5 +128,5 @@ def _write_new(path: Path, content: bytes) -> None:
         ) from None
     if not same:
         raise FileExistsError(
-            f'{path} is there already, with other content; name another folder by --out'
+            f'{path} is there already, with other content; remove it, or name another folder by --out'
         )

@@ -64,9 +64,12 @@ def test_pictures_come_before_training(checkout):
 
 
 def test_without_training_there_are_pictures_alone(checkout):
+    (checkout.root / 'work_dirs/demo').mkdir(parents=True)
+    (checkout.root / 'work_dirs/demo/digits.pth').write_text('of another version')
     status, printed, calls = checkout.run('--no-train')
     assert (status, calls) == (0, ['demo --out work_dirs/demo']), printed
     assert not (checkout.root / 'work_dirs/quickstart').exists()
+    assert not (checkout.root / 'work_dirs/demo/digits.pth').exists()
 
 
 @pytest.mark.parametrize('other', [('--fresh',), ('--epochs', '2'), ('--work-dir', 'runs')])
