@@ -9,15 +9,18 @@ import warnings
 import zipfile
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import Iterator, Optional
+from typing import Callable, Dict, Iterator, Optional
 
 import torch
 from mmengine.dist import barrier, get_dist_info
+from mmengine.fileio import get_file_backend
 from mmengine.runner.checkpoint import (
     CheckpointLoader,
     _get_mmengine_home,
+    _process_mmcls_checkpoint,
     get_deprecated_model_names,
     get_external_models,
+    get_mmcls_models,
     get_torchvision_models,
 )
 
@@ -27,6 +30,7 @@ from . import restricted_pickle
 from .types import ASKS
 
 _TORCHVISION = ('torchvision', 'modelzoo')
+_OPENMMLAB = ('open-mmlab', 'openmmlab')
 _LOCAL_FILE = (
     'a local file is named by --cfg-options model.backbone.init_cfg.checkpoint=/path/resnet50.pth'
 )
@@ -36,9 +40,10 @@ _LOCAL_FILE = (
 def safe_loading() -> Iterator[None]:
     """Have mmengine load checkpoints with this module's loaders inside of the context.
 
-    mmengine's and mmdet's own loading of a file or URL then refuses checkpoints that are damaged or ask
-    for code to be run. This holds for any version of torch. ``sasa-det`` and :class:`WholeCheckpointHook`
-    use it.
+    mmengine's and mmdet's own loading of a file, a URL or a name of a zoo then refuses checkpoints that are
+    damaged or ask for code to be run. This holds for any version of torch. ``sasa-det`` and
+    :class:`WholeCheckpointHook` use it. Places that others have registered with mmengine are read by their
+    own loaders. So are the folders of DeepSpeed and ColossalAI, which mmengine does not read itself.
 
     Examples:
         >>> with safe_loading():
@@ -47,8 +52,7 @@ def safe_loading() -> Iterator[None]:
             ...
         FileNotFoundError: checkpoint no/such.pth does not exist
     """
-    ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
-    ours |= {f'{zoo}://': load_from_zoo for zoo in (*_TORCHVISION, 'open-mmlab', 'openmmlab')}
+    ours = _loaders()
     theirs = {prefix: CheckpointLoader._schemes[prefix] for prefix in ours}
     try:
         for prefix, loader in ours.items():
@@ -57,6 +61,19 @@ def safe_loading() -> Iterator[None]:
     finally:
         for prefix, loader in theirs.items():
             CheckpointLoader.register_scheme(prefix, loader, force=True)
+
+
+def _loaders() -> Dict[str, Callable]:
+    """A loader of this module for each prefix of mmengine's own."""
+    ours = {'': load_from_local, 'http://': load_from_http, 'https://': load_from_http}
+    ours |= {f'{zoo}://': load_from_zoo for zoo in (*_TORCHVISION, *_OPENMMLAB, 'mmcls')}
+    ours |= {rf'(\S+\:)?{store}://': load_from_store for store in ('s3', 'petrel')}
+    return {
+        prefix: ours.get(prefix, load_from_elsewhere)
+        for prefix, loader in CheckpointLoader._schemes.items()
+        # Those that a user registered stay as they are.
+        if prefix in ours or loader.__module__ == CheckpointLoader.__module__
+    }
 
 
 def load_from_local(filename, map_location=None) -> dict:
@@ -148,18 +165,21 @@ def load_from_zoo(filename, map_location=None) -> dict:
     """Find a name of torchvision's or OpenMMLab's in their tables, and load that checkpoint.
 
     Args:
-        filename: Such as ``torchvision://resnet50`` or ``open-mmlab://detectron2/resnet50_caffe``.
+        filename: Such as ``torchvision://resnet50``, ``open-mmlab://detectron2/resnet50_caffe`` or
+            ``mmcls://mobilenet_v2``.
         map_location: As ``torch.load`` takes it.
 
     Returns:
-        The checkpoint's content.
+        The checkpoint's content; of ``mmcls``, the backbone's weights alone.
 
     Raises:
         ImportError: torchvision's table needs torchvision; says what to do without it.
         ValueError: There is no such name. Or as :func:`load_from_http`.
     """
     zoo, _, name = filename.partition('://')
-    if zoo not in _TORCHVISION:
+    if zoo == 'mmcls':
+        urls = get_mmcls_models()
+    elif zoo in _OPENMMLAB:
         urls = get_external_models()
         name = get_deprecated_model_names().get(name, name)
     else:
@@ -177,8 +197,49 @@ def load_from_zoo(filename, map_location=None) -> dict:
             f'checkpoint {filename}: {zoo} has no {name!r}; it has {", ".join(near)}, ...'
         )
     if '://' in urls[name]:
-        return load_from_http(urls[name], map_location)
-    return load_from_local(os.path.join(_get_mmengine_home(), urls[name]), map_location)
+        checkpoint = load_from_http(urls[name], map_location)
+    else:
+        checkpoint = load_from_local(os.path.join(_get_mmengine_home(), urls[name]), map_location)
+    return _process_mmcls_checkpoint(checkpoint) if zoo == 'mmcls' else checkpoint
+
+
+def load_from_store(filename, map_location=None) -> dict:
+    """Copy a checkpoint from an object store to a temporary file, and load it as a file is loaded.
+
+    Args:
+        filename: Such as ``s3://bucket/epoch_12.pth``.
+        map_location: As ``torch.load`` takes it.
+
+    Returns:
+        The checkpoint's content.
+
+    Raises:
+        ImportError: mmengine's client of the store is missing.
+        ValueError: As :func:`load_from_local`.
+    """
+    backend = get_file_backend(filename, backend_args={'backend': 'petrel'})
+    with backend.get_local_path(filename) as path:
+        try:
+            return load_from_local(str(path), map_location)
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), filename)) from None
+
+
+def load_from_elsewhere(filename, map_location=None) -> dict:
+    """Refuse a place that mmengine would read without restrictions.
+
+    Args:
+        filename: Such as ``pavi://model``.
+        map_location: Unused.
+
+    Raises:
+        ValueError: Always; says what to do.
+    """
+    prefix = filename.partition('://')[0]
+    raise ValueError(
+        f"checkpoint {filename} is refused: mmengine's loader of {prefix}:// may run code from it; download it "
+        'and name the file'
+    )
 
 
 def find_damage(path) -> Optional[str]:

@@ -4,11 +4,14 @@ import io
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -35,6 +38,12 @@ pytestmark = pytest.mark.skipif(
     reason='this torch loads whole pickles unless told otherwise',
 )
 DIGITS = 'quickstart/retinanet_sasa-tiny_digits.py'
+PLACES = (
+    'torchvision://resnet50', 'modelzoo://resnet50', 'open-mmlab://jhu/resnet50_gn_ws',
+    'openmmlab://jhu/resnet50_gn_ws', 'mmcls://mobilenet_v2', 's3://bucket/a.pth',
+    'mine:s3://bucket/a.pth', 'petrel://bucket/a.pth', 'pavi://model', 'http://example.invalid/a.pth',
+    'https://example.invalid/a.pth',
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs'
 
@@ -527,3 +536,54 @@ class TestWithAnOlderTorch:
             ):
                 load_from_local(tmp_path / 'a.pth')
             assert not (tmp_path / 'written.patch').exists()
+
+    @pytest.mark.parametrize('place', PLACES)
+    def test_from_any_place_that_mmengine_knows(self, tmp_path, ran, hostile, monkeypatch, place):
+        def download(url, path, **_):
+            shutil.copy(hostile, path)
+
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+        monkeypatch.setattr('torch.hub.download_url_to_file', download)
+        monkeypatch.setattr(loading, 'get_torchvision_models', lambda: {'resnet50': PLACES[-1]})
+        monkeypatch.setattr(
+            loading, 'get_file_backend', lambda *_, **__: Store(hostile.read_bytes())
+        )
+        with safe_loading(), pytest.raises(ValueError, match='is refused') as caught:
+            checkpoint.CheckpointLoader.load_checkpoint(place)
+        assert not ran.exists()
+        if 's3:' in place or 'petrel:' in place:
+            assert f'checkpoint {place} is refused' in str(caught.value)
+
+    def test_no_loader_of_mmengines_is_left(self, monkeypatch):
+        schemes = {
+            **checkpoint.CheckpointLoader._schemes,
+            'new://': checkpoint.load_from_pavi,
+            'mine://': load_from_mine,
+        }
+        monkeypatch.setattr(checkpoint.CheckpointLoader, '_schemes', schemes)
+        with safe_loading():
+            inside = dict(checkpoint.CheckpointLoader._schemes)
+        assert inside.pop('mine://') is load_from_mine
+        assert {loader.__module__ for loader in inside.values()} == {loading.__name__}
+        assert {place.partition('://')[0] for place in PLACES} >= {
+            prefix.partition('://')[0].replace(r'(\S+\:)?', '') for prefix in inside if prefix
+        } - {'new'}
+        assert checkpoint.CheckpointLoader._schemes == schemes
+
+
+def load_from_mine(filename, map_location=None):
+    """A loader that a user registered with mmengine."""
+
+
+class Store:
+    """The object store that mmengine reads by a client of its own."""
+
+    def __init__(self, content):
+        self.content = content
+
+    @contextmanager
+    def get_local_path(self, filename):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(self.content)
+            file.flush()
+            yield file.name

@@ -13,7 +13,11 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from sasa_det.checkpoints import safe_loading
 from sasa_det.models import SASAResNet
 
-NAMED = {'torchvision': 'torchvision://resnet50', 'open-mmlab': 'open-mmlab://jhu/resnet50_gn_ws'}
+NAMED = {
+    'torchvision': 'torchvision://resnet50',
+    'open-mmlab': 'open-mmlab://jhu/resnet50_gn_ws',
+    'mmcls': 'mmcls://resnet50',
+}
 
 
 def load(name):
@@ -95,6 +99,15 @@ def test_files_of_one_name_at_two_addresses_are_two(monkeypatch, tmp_path):
                 'from': f'https://example.invalid/{end}'
             }
     assert len(list(tmp_path.rglob('*epoch_8.pth'))) == 4
+
+
+def test_of_mmcls_the_backbone_is_taken(monkeypatch, tmp_path):
+    weights = {'backbone.conv1.weight': torch.ones(1), 'head.fc.bias': torch.ones(2)}
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setattr(
+        'torch.hub.download_url_to_file', lambda _, path, **__: torch.save(weights, path)
+    )
+    assert load('mmcls://resnet50') == {'state_dict': {'conv1.weight': torch.ones(1)}}
 
 
 @pytest.mark.parametrize('zoo', NAMED)
