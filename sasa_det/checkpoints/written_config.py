@@ -186,9 +186,16 @@ def plain(value):
 
 
 def _literal(node):
-    """The value of a literal in which dicts may be written as ``dict(name=...)``."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
-        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    """The value of a literal in which dicts may be written as ``dict(name=...)`` or ``dict({'a.b': ...})``."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict':
+        # mmengine writes keys that are no names of arguments in braces, within the parentheses.
+        named = {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+        if not node.args:
+            return named
+        (braces,) = node.args
+        if named or not isinstance(braces, ast.Dict):
+            raise ValueError('no dict that mmengine writes')
+        return _literal(braces)
     if isinstance(node, ast.Dict):
         return {_literal(key): _literal(value) for key, value in zip(node.keys, node.values)}
     if isinstance(node, ast.List):

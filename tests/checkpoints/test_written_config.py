@@ -36,6 +36,13 @@ def test_what_training_wrote_is_found_and_is_the_same(checkpoint, config):
     assert found.to_dict() == Config.fromfile(found.filename).to_dict() == config.to_dict()
 
 
+def test_keys_that_are_no_names_of_arguments_are_read(config):
+    """Of parts of the model, as in paramwise_cfg and in a converted detector's config."""
+    keys = {'backbone.layer1': dict(lr_mult=0.1), 'b': [{'c.d': ({},)}]}
+    config.optim_wrapper.paramwise_cfg = dict(custom_keys=keys)
+    assert read_literals(config.pretty_text) == config.to_dict()
+
+
 def test_another_file_is_not_run(checkpoint, config, tmp_path):
     ran = tmp_path / 'ran'
     code = f'import pathlib; pathlib.Path({str(ran)!r}).touch()\n'
@@ -74,6 +81,8 @@ def test_two_that_fit_are_named(checkpoint, config):
         'a.b = 1',
         'if 1: a = 1',
         'a = dict(f())',
+        "a = dict({'b.c': f()})",
+        'a = dict({}, {})',
         'a =',
         'a = [' * 5000,
         'a = 1 + 1',
