@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 from typing import List, Optional, Set
 
+import torch
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, join_path, register_backend
 from mmengine.hooks import CheckpointHook
@@ -70,8 +71,12 @@ class WholeCheckpointHook(CheckpointHook):
     - ``--resume`` skips damaged checkpoints, names them, and resumes from the newest whole one.
     - A checkpoint of another model is refused, with the differences. mmengine would fail in the
       optimizer, or test a partly random model. So is one whose classes were in another order.
+    - A training whose weights are no longer finite ends with an error that names the iteration and a weight.
+      Its weights are not saved, so that the checkpoints before remain. Weights are looked at before each
+      checkpoint, and where a loss is not finite.
     - The run loads its checkpoint, and a backbone's initial weights, under
-      :func:`~sasa_det.checkpoints.safe_loading`.
+      :func:`~sasa_det.checkpoints.safe_loading`. An mmengine FlexibleRunner loads before it calls any hook:
+      its checkpoints are read so by the command ``sasa-det``, and in a script under ``safe_loading()``.
 
     Args:
         args, kwargs: Those of :class:`mmengine.hooks.CheckpointHook`.
@@ -82,6 +87,24 @@ class WholeCheckpointHook(CheckpointHook):
         self._held: Set[Path] = set()
         if self.backend_args is None and '://' not in str(self.out_dir):
             self.backend_args = {'backend': 'WholeFileBackend'}
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Save where the config says so; end a training whose weights are no longer finite.
+
+        Args:
+            runner: The runner.
+            batch_idx: The batch's index in the epoch.
+            data_batch: The batch.
+            outputs: The losses by name.
+
+        Raises:
+            RuntimeError: A loss and weights are not finite; names the iteration and a weight.
+        """
+        loss = outputs.get('loss') if isinstance(outputs, dict) else None
+        # With a scaled loss an iteration may overflow, and is then left out: the weights stay finite.
+        if loss is not None and not torch.as_tensor(loss).isfinite().all():
+            _require_finite_weights(runner, runner.iter + 1, outputs)
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
     def before_run(self, runner) -> None:
         """Hold the work_dir, make the run load safely, and choose what to resume from, if it is not named.
@@ -162,6 +185,7 @@ class WholeCheckpointHook(CheckpointHook):
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
         """Save, record the file, and only then remove the oldest: the others exist at any time."""
+        _require_finite_weights(runner, meta['iter'])
         filename = self.filename_tmpl.format(step)
         self.last_ckpt = join_path(self.out_dir, filename)
         runner.message_hub.update_info('last_ckpt', self.last_ckpt)
@@ -191,6 +215,7 @@ class WholeCheckpointHook(CheckpointHook):
         """Save a new best one, and only then remove the one before; mmengine removes first."""
         if not self.save_best:
             return
+        _require_finite_weights(runner, runner.iter)
         backend, outdated = self.file_backend, []
         self.file_backend = copy(backend)
         self.file_backend.remove = self.file_backend.rmtree = outdated.append
@@ -244,6 +269,27 @@ def _remove_leftovers(folder: Path) -> None:
     for name in ('*.pth', 'last_checkpoint'):
         for leftover in folder.glob(f'{name}*.partial'):
             leftover.unlink(missing_ok=True)
+
+
+def _require_finite_weights(runner, iteration: int, losses: Optional[dict] = None) -> None:
+    """Raise if weights are infinite or no numbers."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    broken = [name for name, weight in model.named_parameters() if not weight.isfinite().all()]
+    # A mask may well hold infinities.
+    broken += [name for name, buffer in model.named_buffers() if buffer.isnan().any()]
+    if not broken:
+        return
+    named = [
+        f'{name} is {torch.as_tensor(loss).item()}, and '
+        for name, loss in (losses or {}).items()
+        if not torch.as_tensor(loss).isfinite().all()
+    ]
+    raise RuntimeError(
+        f'training ended at iteration {iteration}: {"".join(named[:1])}weights are not finite: '
+        f'{", ".join(broken[:3])}{", ..." if len(broken) > 3 else ""}. They are not saved: checkpoints from '
+        'before are kept. Lower the learning rate (optim_wrapper.optimizer.lr) or clip gradients '
+        '(optim_wrapper.clip_grad), then go on from the last checkpoint with --resume'
+    )
 
 
 def _check_classes(runner, checkpoint: dict, name: str) -> None:

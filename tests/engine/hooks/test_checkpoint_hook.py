@@ -1,6 +1,7 @@
 """A run that was stopped anywhere goes on from the last whole checkpoint and ends the same."""
 
 import errno
+import math
 import os
 import random
 import re
@@ -390,6 +391,86 @@ class TestBest:
         validated(copied, 3, 4, resume=True).train()
         assert {path.name for path in tmp_path.glob('run/*.pth')} == before
         assert (copied / 'best_better_acc_epoch_4.pth').is_file()
+
+
+class SpoilHook(Hook):
+    """Spoils a training in an iteration."""
+
+    def __init__(self, at, spoil):
+        self.at, self.spoil = at, spoil
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.at:
+            self.spoil(runner.model, outputs)
+
+
+def diverge(model, outputs):
+    """As a step does whose gradients are no numbers."""
+    model.fit.bias.data.fill_(math.nan)
+    outputs['loss'].fill_(math.nan)
+
+
+def grow(model, outputs):
+    """Beyond the range of numbers, and the loss has not met it yet."""
+    model.fit.weight.data.fill_(math.inf)
+
+
+def overflow(model, outputs):
+    """As with a scaled loss: the step is left out."""
+    outputs['loss'].fill_(math.inf)
+
+
+def train_spoilt(folder, at, spoil, make=make_runner, **more):
+    runner = make(folder, **more)
+    runner.register_hook(SpoilHook(at, spoil), priority='NORMAL')
+    runner.train()
+
+
+@pytest.mark.parametrize(
+    ('at', 'spoil', 'said'),
+    [
+        (5, diverge, 'iteration 5: loss is nan, and weights are not finite: fit.bias'),
+        (6, diverge, 'iteration 6: loss is nan, and weights are not finite: fit.bias'),
+        (6, grow, 'iteration 6: weights are not finite: fit.weight'),
+    ],
+)
+def test_weights_that_are_no_numbers_end_the_run_and_replace_nothing(tmp_path, at, spoil, said):
+    """The third epoch has the iterations 5 and 6; two checkpoints are kept."""
+    with pytest.raises(RuntimeError, match=f'training ended at {said}. They .*--resume'):
+        train_spoilt(tmp_path / 'run', at, spoil)
+    folder = tmp_path / 'run'
+    assert sorted(path.name for path in folder.glob('*.pth')) == ['epoch_1.pth', 'epoch_2.pth']
+    assert (folder / 'last_checkpoint').read_text() == str(folder / 'epoch_2.pth')
+    assert all(weight.isfinite().all() for weight in weights(folder / 'epoch_2.pth').values())
+    make_runner(folder, resume=True).train()
+    make_runner(tmp_path / 'alone').train()
+    assert_same(weights(folder / 'epoch_4.pth'), weights(tmp_path / 'alone' / 'epoch_4.pth'))
+
+
+def test_a_loss_that_overflows_in_one_iteration_ends_nothing(tmp_path):
+    train_spoilt(tmp_path / 'run', 5, overflow)
+    assert (tmp_path / 'run/epoch_4.pth').is_file()
+
+
+def test_statistics_of_a_batch_norm_count_and_masks_do_not(tmp_path, monkeypatch):
+    class Masked(Noisy):
+        def __init__(self, width):
+            super().__init__(width)
+            self.register_buffer('mask', torch.tensor([0, -math.inf]))
+
+    monkeypatch.setitem(globals(), 'Noisy', Masked)
+    make_runner(tmp_path / 'run').train()
+    with pytest.raises(RuntimeError, match='weights are not finite: mask. '):
+        train_spoilt(tmp_path / 'nan', 5, lambda model, _: model.mask.fill_(math.nan))
+
+
+def test_a_best_one_is_not_replaced_either(tmp_path, monkeypatch):
+    """Where validation comes more often than checkpoints."""
+    runner = make_runner(tmp_path / 'run')
+    hook = WholeCheckpointHook(save_best='acc', rule='greater')
+    grow(runner.model, None)
+    with pytest.raises(RuntimeError, match='training ended at iteration 0: weights'):
+        hook._save_best_checkpoint(runner, {'acc': 1.0})
 
 
 def test_another_model_is_refused_with_what_differs(folder):
