@@ -1,8 +1,9 @@
 """What pyproject.toml cannot express: dependencies, C++ kernels, startup files, a reproducible sdist.
 
 The dependencies are read from the file that also checks them. The kernels are built if torch and a compiler
-are available, else left out. Python reads the startup files beside the package, through which mmengine
-resolves ``_base_ = 'sasa_det::...'``: see _sasa_det_startup.py.
+are available, else left out. They are a shared library for one minor version of torch and any Python. Python
+reads the startup files beside the package, through which mmengine resolves ``_base_ = 'sasa_det::...'``: see
+_sasa_det_startup.py.
 """
 
 import glob
@@ -14,11 +15,13 @@ import sysconfig
 import tarfile
 
 from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 try:
     # Missing if pip isolates the build: then sasa_det computes in plain PyTorch.
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError:
     BuildExtension = None
@@ -66,6 +69,14 @@ class ReproducibleSdist(sdist):
         return path
 
 
+class AnyPythonWheel(bdist_wheel):
+    """A wheel for every Python of one platform: the kernels use nothing of Python's own interface."""
+
+    def get_tag(self):
+        """Take only the platform from the usual tag."""
+        return 'py3', 'none', super().get_tag()[2]
+
+
 class DistributionWithData(Distribution):
     """Provide has_data_files under the name that setuptools' editable installs call."""
 
@@ -88,6 +99,12 @@ def native_kernels():
                 self.extensions = []
                 print(f'sasa_det: the C++ kernels were not built, eager is used: {error}')
 
+        def get_ext_filename(self, name):
+            """Name the file as native_library.py looks for it."""
+            here = file_name(torch.__version__, torch.compiled_with_cxx11_abi())
+            return os.path.join(*name.split('.')[:-1], here)
+
+    file_name = runpy.run_path(os.path.join('sasa_det', 'ops', 'native_library.py'))['file_name']
     kernels = CppExtension(
         'sasa_det.ops._native',
         sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
@@ -101,6 +118,8 @@ def native_kernels():
         ],
         depends=glob.glob('sasa_det/ops/csrc/*.h'),
     )
+    # Not libtorch_python, which is for one version of Python.
+    kernels.libraries = ['c10', 'torch_cpu']
     return [kernels], {'build_ext': BuildOrSayWhyNot}
 
 
@@ -121,7 +140,12 @@ setup(
     # folder of a checkout named sasa_det, Python's would take the checkout for an empty namespace package.
     options={'editable_wheel': {'mode': 'compat'}},
     distclass=DistributionWithData,
-    cmdclass={'build_py': BuildWithStartup, 'sdist': ReproducibleSdist, **commands},
+    cmdclass={
+        'bdist_wheel': AnyPythonWheel,
+        'build_py': BuildWithStartup,
+        'sdist': ReproducibleSdist,
+        **commands,
+    },
     ext_modules=extensions,
     data_files=data_files,
 )

@@ -13,14 +13,18 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from sasa_det import demo
 from sasa_det.cli.openmmlab_tools import tool_path
 from sasa_det.environment import stack
+from sasa_det.ops.native_library import file_name
 from sasa_det.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
+# The file of kernels for this torch.
+HERE = file_name(torch.__version__, torch.compiled_with_cxx11_abi())
 CONFIG = 'quickstart/retinanet_sasa-tiny_digits.py'
 # The smallest run that trains: one iteration of two images.
 ONE_STEP = """
@@ -115,9 +119,10 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert modules | configs <= held
     assert {'sasa_det/.mim/model-index.yml', 'sasa_det.pth', 'sasa_det.start'} <= held
     assert demo_files() <= held
-    # The kernels make it a wheel of one Python and platform.
-    assert wheel.name.startswith(f'sasa_det-{__version__}-cp')
+    # The kernels make it a wheel of one platform, and of any Python.
+    assert wheel.name.startswith(f'sasa_det-{__version__}-py3-none-linux_')
     (kernels,) = (name for name in held if name.startswith('sasa_det/ops/_native.'))
+    assert Path(kernels).name == HERE
     if 'CFLAGS' not in os.environ:
         assert b'.debug_info' not in zipfile.ZipFile(wheel).read(kernels)
     assert not [name for name in held if name.startswith(('tests', 'tools', 'configs'))]

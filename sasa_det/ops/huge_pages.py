@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-try:
-    from ._native import ask_for_huge_pages
-except ImportError:  # not built; the eager backend is slow for other reasons
-    ask_for_huge_pages = None
+from .native_library import load
+
+# None if there is no library; the eager backend is slow for other reasons.
+_native, _ = load()
 
 
 def with_huge_pages(x: Tensor) -> Tensor:
@@ -26,6 +26,7 @@ def with_huge_pages(x: Tensor) -> Tensor:
         torch.Size([4, 256, 100, 168])
     """
     # Subclasses of Tensor, such as torch's fake tensors, may have no memory.
-    if ask_for_huge_pages is not None and x.device.type == 'cpu' and type(x) is Tensor:
-        ask_for_huge_pages(x)
+    if _native is not None and x.device.type == 'cpu' and type(x) is Tensor:
+        if x.nbytes >= _native.HUGE_FROM:
+            _native.ask_for_huge_pages(x.data_ptr(), x.nbytes)
     return x

@@ -198,7 +198,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype:
 _LIB.impl('local_attention', _forward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
 _LIB.impl('local_attention_backward_into', _backward_into, 'CompositeExplicitAutograd')
-native.take_over(LocalAttention.apply, _forward, _backward_into, logs_choices)
+native.take_over(logs_choices)
 _LIB.impl('local_attention', _differentiable, 'Autograd')
 _LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
 _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')

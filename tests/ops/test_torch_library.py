@@ -1,8 +1,6 @@
 """The op as torch's own machinery sees it."""
 
 import logging
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -238,32 +236,6 @@ def test_dispatcher_reaches_the_cpus_kernels_itself(backend, python_refuses, cap
         if backend == 'auto':
             with pytest.raises(AssertionError, match='went through Python'):
                 local_attention(*inputs, **case.options, backend=backend)
-
-
-WITHOUT = """
-import sys, types
-sys.modules['sasa_det.ops._native'] = {extension}
-import torch
-from sasa_det.ops import available_backends, local_attention
-
-print(available_backends()['native'])
-x = torch.randn(2, 4, 5, 6, dtype=torch.float64, requires_grad=True)
-results = []
-for backend in ('auto', 'reference'):
-    y = local_attention(x, x, x, kernel_size=3, num_heads=2, backend=backend)
-    results.append((y, *torch.autograd.grad(y.square().sum(), x)))
-torch.testing.assert_close(*results)
-"""
-
-
-@pytest.mark.parametrize(
-    'extension', ['None', "types.ModuleType('sasa_det.ops._native')"], ids=['none', 'older']
-)
-def test_computes_where_the_extension_is_missing_or_old(extension):
-    code = WITHOUT.format(extension=extension)
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert 'kernels are not built (' in done.stdout and 'pip install -e .' in done.stdout
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16])

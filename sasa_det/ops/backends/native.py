@@ -2,25 +2,18 @@
 
 from typing import Callable, Optional, Tuple
 
+import torch
 from torch import Tensor
 
+from ..native_library import load
 from ..window import Window
 
-try:
-    from .. import _native
-
-    # Its newest function: an extension that was built earlier lacks it.
-    from .._native import take_over as _take_over
-except ImportError as error:
-    _native = None
-    _MISSING = str(error)
+_native, _why_missing = load()
 
 
 def missing() -> Optional[str]:
     """Say why the native kernels are missing; None if they are available."""
-    if _native is not None:
-        return None
-    return f'its C++ kernels are not built ({_MISSING}); `pip install -e .` builds them with g++'
+    return _why_missing
 
 
 def refuse(query: Tensor, window: Window) -> Optional[str]:
@@ -45,7 +38,7 @@ def forward(
 
     Only the log-sum-exp differs: it is in units of log 2, as only :func:`backward` reads it.
     """
-    return _native.forward(query, key, value, rel_row, rel_col, *window)
+    return torch.ops.sasa_det_native.forward(query, key, value, rel_row, rel_col, *window)
 
 
 def backward(
@@ -61,21 +54,17 @@ def backward(
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.backends.eager.backward`."""
     inputs = (query, key, value, rel_row, rel_col)
-    return _native.backward(grad, *inputs, logsumexp, *grad_maps, *window)
+    return torch.ops.sasa_det_native.backward(grad, *inputs, logsumexp, *grad_maps, *window)
 
 
-def take_over(
-    differentiable: Callable, forward: Callable, backward_into: Callable, logs_choices: Callable
-) -> None:
+def take_over(logs_choices: Callable[[], bool]) -> None:
     """Have torch call these kernels, if available, for CPU tensors without going through Python.
 
-    For a small map the way through Python takes almost as long as the kernel.
+    For a small map the way through Python takes almost as long as the kernel. They call the op in Python, as
+    torch_library.py registers it, for what they cannot compute.
 
     Args:
-        differentiable: The op in Python as autograd sees it, for inputs that need gradients.
-        forward: The op in Python, for inputs that these kernels do not support.
-        backward_into: The same for its backward.
         logs_choices: Says whether 'auto' must go through Python, which logs the chosen backend.
     """
     if _native is not None:
-        _take_over(differentiable, forward, backward_into, logs_choices)
+        _native.take_over(logs_choices)

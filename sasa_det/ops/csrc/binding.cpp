@@ -1,8 +1,8 @@
-// The extension module for Python, and the op's CPU implementations for torch's dispatcher. The dispatcher
-// calls these without Python, which takes about as long as the kernels on a small map.
+// The op's CPU implementations for torch's dispatcher, and what native_library.py calls. The dispatcher calls
+// these without Python, which takes about as long as the kernels on a small map. Nothing here is from Python's
+// own interface: one library serves every version of Python.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -29,34 +29,20 @@ using StringView = decltype(std::declval<const c10::IValue&>().toStringView());
   int64_t kernel_size, int64_t num_heads, int64_t dilation, String border, double scale
 #define THE_OPTIONS \
   sasa::Options { kernel_size, num_heads, dilation, border == "mask", scale }
-#define OPTIONS_FOR_PYTHON                                                      \
-  kernel_size, num_heads, dilation, std::string(border.data(), border.size()), scale, \
-      std::string(backend.data(), backend.size())
+#define THE_ARGUMENTS kernel_size, num_heads, dilation, border, scale
 
-// ---- For Python. ----
+// Says whether 'auto' must go through Python, which logs the chosen backend.
+bool (*logs_choices)() = nullptr;
 
-auto forward(INPUTS, OPTIONS(const std::string&)) { return sasa::forward(THE_INPUTS, THE_OPTIONS); }
-
-auto backward(const Tensor& grad, INPUTS, const Tensor& logsumexp, GRAD_MAPS,
-              OPTIONS(const std::string&)) {
-  return sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
+// Call the implementation that torch_library.py registers for every device or every autograd key. It records
+// gradients, calls other backends, and raises errors or logs a choice. `key` is one that has no other.
+template <typename Function, typename... Arguments>
+auto in_python(const char* name, c10::DispatchKey key, const Arguments&... arguments) {
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<Function>()
+      .redispatch(c10::DispatchKeySet(key), arguments...);
 }
-
-// How many threads share the work; one if this was built without OpenMP.
-int64_t threads() {
-  std::atomic<int64_t> count{0};
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { ++count; });
-  return count;
-}
-
-// ---- For the dispatcher. ----
-
-// The op in Python. It is called to record gradients, for other backends, and to raise errors or log a choice.
-struct Python {
-  pybind11::object differentiable, forward, backward_into, logs_choices;
-};
-// Never freed: Python may end first.
-Python* python = nullptr;
 
 bool same_type_and_device(const OptionalTensor& x, const Tensor& query) {
   return !x || (x->scalar_type() == query.scalar_type() && x->device() == query.device());
@@ -101,16 +87,14 @@ bool is_native(INPUTS, OPTIONS(StringView), StringView backend) {
         same_type_and_device(rel_row, query) && same_type_and_device(rel_col, query)))
     return false;
   if (backend == "native") return true;
-  if (backend != "auto") return false;
-  const pybind11::gil_scoped_acquire gil;
-  return !python->logs_choices().cast<bool>();
+  return backend == "auto" && !logs_choices();
 }
 
 std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
   if (is_native(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend))
     return sasa::forward(THE_INPUTS, THE_OPTIONS);
-  const pybind11::gil_scoped_acquire gil;
-  return python->forward(THE_INPUTS, OPTIONS_FOR_PYTHON).cast<std::tuple<Tensor, Tensor>>();
+  return in_python<decltype(op_forward)>("sasa_det::local_attention", c10::DispatchKey::Undefined,
+                                         THE_INPUTS, THE_ARGUMENTS, backend);
 }
 
 // Whether a derivative with respect to x is wanted, in reverse or forward mode.
@@ -120,11 +104,9 @@ bool is_differentiated(const OptionalTensor& x) {
 
 std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), StringView backend) {
   if (is_differentiated(query) || is_differentiated(key) || is_differentiated(value) ||
-      is_differentiated(rel_row) || is_differentiated(rel_col)) {
-    const pybind11::gil_scoped_acquire gil;
-    return python->differentiable(THE_INPUTS, OPTIONS_FOR_PYTHON)
-        .cast<std::tuple<Tensor, Tensor>>();
-  }
+      is_differentiated(rel_row) || is_differentiated(rel_col))
+    return in_python<decltype(op_forward)>("sasa_det::local_attention", c10::DispatchKey::AutogradOther,
+                                           THE_INPUTS, THE_ARGUMENTS, backend);
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("sasa_det::local_attention", "")
                              .typed<decltype(op_forward)>();
@@ -147,9 +129,9 @@ std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Te
         sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
     return {or_empty(row, query), or_empty(col, query)};
   }
-  const pybind11::gil_scoped_acquire gil;
-  return python->backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, OPTIONS_FOR_PYTHON)
-      .cast<std::tuple<Tensor, Tensor>>();
+  return in_python<decltype(op_backward_into)>(
+      "sasa_det::local_attention_backward_into", c10::DispatchKey::Undefined, grad, THE_INPUTS,
+      logsumexp, THE_GRAD_MAPS, THE_ARGUMENTS, backend);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& grad, INPUTS,
@@ -163,14 +145,43 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& gra
   return {grad_query, or_empty(grad_key, query), grad_value, row, col};
 }
 
+// ---- As backends/native.py calls the kernels: with arguments that were checked. ----
+
+std::tuple<Tensor, Tensor> forward(INPUTS, OPTIONS(StringView)) {
+  return sasa::forward(THE_INPUTS, THE_OPTIONS);
+}
+
+std::tuple<OptionalTensor, OptionalTensor> backward(const Tensor& grad, INPUTS, const Tensor& logsumexp,
+                                                    GRAD_MAPS, OPTIONS(StringView)) {
+  return sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
+}
+
+#define INPUTS_SCHEMA "Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col"
+#define OPTIONS_SCHEMA "int kernel_size, int num_heads, int dilation, str border, float scale"
+
+TORCH_LIBRARY(sasa_det_native, library) {
+  library.def("forward(" INPUTS_SCHEMA ", " OPTIONS_SCHEMA ") -> (Tensor, Tensor)", &forward);
+  library.def("backward(Tensor grad, " INPUTS_SCHEMA
+              ", Tensor logsumexp, Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value, "
+              OPTIONS_SCHEMA ") -> (Tensor?, Tensor?)",
+              &backward);
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t sasa_largest_kernel() { return sasa::LARGEST_KERNEL; }
+
+int64_t sasa_huge_from() { return sasa::HUGE_FROM; }
+
 // Register the op's CPU implementations: these kernels where they can compute it, else the op in Python.
-void take_over(pybind11::object differentiable, pybind11::object forward,
-               pybind11::object backward_into, pybind11::object logs_choices) {
-  const bool anew = !python;
-  if (anew) python = new Python;
-  *python = {differentiable, forward, backward_into, logs_choices};
-  if (!anew) return;
+void sasa_take_over(bool (*python_logs_choices)()) {
+  logs_choices = python_logs_choices;
   static torch::Library library(torch::Library::IMPL, "sasa_det", {}, __FILE__, __LINE__);
+  static bool done = false;
+  if (done) return;
+  done = true;
   const auto cpu = c10::DispatchKey::CPU, autograd = c10::DispatchKey::AutogradCPU;
   library.impl("local_attention", torch::dispatch(cpu, &op_forward));
   library.impl("local_attention", torch::dispatch(autograd, &op_autograd));
@@ -178,14 +189,15 @@ void take_over(pybind11::object differentiable, pybind11::object forward,
   library.impl("local_attention_backward_into", torch::dispatch(cpu, &op_backward_into));
 }
 
-}  // namespace
+void sasa_ask_for_huge_pages(void* data, size_t bytes) { sasa::ask_for_huge_pages(data, bytes); }
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("forward", &forward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("backward", &backward, pybind11::call_guard<pybind11::gil_scoped_release>());
-  m.def("take_over", &take_over);
-  m.def("ask_for_huge_pages", &sasa::ask_for_huge_pages);
-  m.attr("LARGEST_KERNEL") = sasa::LARGEST_KERNEL;
-  m.def("threads", &threads);
-  m.def("capability", [] { return std::string(sasa::kernels().capability); });
+// How many threads share the work; one if this was built without OpenMP.
+int64_t sasa_threads() {
+  std::atomic<int64_t> count{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) { ++count; });
+  return count;
 }
+
+const char* sasa_capability() { return sasa::kernels().capability; }
+
+}  // extern "C"

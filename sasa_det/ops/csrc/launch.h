@@ -46,15 +46,17 @@ inline const Kernels& kernels() {
 
 // ---- Results. ----
 
-// Ask Linux for huge pages for a tensor that nothing was written to yet; huge_pages.py says why.
-inline void ask_for_huge_pages(const Tensor& x) {
+// Bytes of a huge page on x86 and on most arm64 kernels.
+constexpr size_t HUGE_PAGE = size_t(1) << 21;
+// Less than two mostly comes from memory that was used before, and has its pages already.
+constexpr size_t HUGE_FROM = 2 * HUGE_PAGE;
+
+// Ask Linux for huge pages for memory that nothing was written to yet; huge_pages.py says why.
+inline void ask_for_huge_pages(void* data, size_t bytes) {
 #if defined(__linux__)
-  // Bytes of a huge page on x86 and on most arm64 kernels. A tensor of less than two mostly comes from memory
-  // that was used before, and has its pages already.
-  constexpr uintptr_t huge = uintptr_t(1) << 21;
-  if (x.nbytes() < 2 * huge) return;
-  const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
-  const uintptr_t first = (begin + huge - 1) / huge * huge, last = (begin + x.nbytes()) / huge * huge;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t first = (begin + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+  const uintptr_t last = (begin + bytes) / HUGE_PAGE * HUGE_PAGE;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
@@ -64,7 +66,7 @@ inline Tensor empty_output(const Tensor& like) {
   const bool last = !like.is_contiguous() && like.stride(1) == 1;
   Tensor output = at::empty_like(
       like, like.options(), last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
-  ask_for_huge_pages(output);
+  if (output.nbytes() >= HUGE_FROM) ask_for_huge_pages(output.data_ptr(), output.nbytes());
   return output;
 }
 
