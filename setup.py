@@ -1,9 +1,9 @@
 """What pyproject.toml cannot express: dependencies, C++ kernels, startup files, a reproducible sdist.
 
 The dependencies are read from the file that also checks them. The kernels are built if torch and a compiler
-are available, else left out. They are a shared library for one minor version of torch and any Python. Python
-reads the startup files beside the package, through which mmengine resolves ``_base_ = 'sasa_det::...'``: see
-_sasa_det_startup.py.
+are available, else left out. They are a shared library for one minor version of torch and any Python;
+tools/build_wheel.sh puts several into one wheel. Python reads the startup files beside the package, through
+which mmengine resolves ``_base_ = 'sasa_det::...'``: see _sasa_det_startup.py.
 """
 
 import glob
@@ -86,6 +86,11 @@ class DistributionWithData(Distribution):
 def native_kernels():
     """Return the C++ kernels for setup(), and the command that builds them or reports the failure."""
     if BuildExtension is None:
+        # Only `pip install -v` shows it.
+        print(
+            'sasa_det: torch is not here to build the C++ kernels with, plain PyTorch is used; '
+            'with torch installed, pip install --no-build-isolation builds them'
+        )
         return [], {}
 
     class BuildOrSayWhyNot(BuildExtension):

@@ -128,6 +128,72 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert not [name for name in held if name.startswith(('tests', 'tools', 'configs'))]
 
 
+def check_wheel(*arguments):
+    """Run the tool that installs a wheel without a compiler and compares its kernels with the reference."""
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools/checks/wheel.py', *arguments], capture_output=True, text=True
+    )
+
+
+def test_the_wheels_kernels_compute_what_the_reference_does(wheel):
+    done = check_wheel(wheel)
+    assert done.returncode == 0, done.stderr
+    assert f'torch {torch.__version__}: ' in done.stdout
+    assert 'from the reference in float64' in done.stdout
+
+
+def test_a_wheel_for_another_torch_says_so(wheel, tmp_path):
+    """Its kernels have the name of another version; the check must not pass without them."""
+    other = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(other, 'w') as new:
+        for name in old.namelist():
+            new.writestr(name.replace(HERE, '_native.torch2.99.so'), old.read(name))
+    done = check_wheel(other)
+    assert done.returncode == 1
+    assert 'kernels for other versions of torch (_native.torch2.99.so)' in done.stderr
+
+
+@pytest.mark.skipif(
+    'SASA_WHEEL' not in os.environ, reason='SASA_WHEEL names no wheel of build_wheel.sh'
+)
+def test_one_wheel_serves_several_pythons_and_versions_of_torch():
+    """SASA_WHEEL_PYTHONS lists them, with colons between; each has torch."""
+    pythons = os.environ['SASA_WHEEL_PYTHONS'].split(os.pathsep)
+    done = check_wheel(os.environ['SASA_WHEEL'], *pythons)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.splitlines())) == len(pythons)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([], 'tools/build_wheel.sh builds one wheel'),
+        (['latest'], "'latest' is neither a version of torch nor the path of a Python."),
+    ],
+)
+def test_build_wheel_refuses_what_it_cannot_use(source, tmp_path, arguments, said):
+    run('git', 'init', '--quiet', source, cwd=tmp_path)
+    done = subprocess.run(
+        ['bash', source / 'tools/build_wheel.sh', '--out', tmp_path / 'out', *arguments],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+
+
+def test_an_isolated_build_says_why_it_has_no_kernels(source, tmp_path):
+    """As with pip's build isolation, torch does not import; the wheel then serves every platform."""
+    (tmp_path / 'torch.py').write_text("raise ImportError('no torch here')\n")
+    copy = tmp_path / 'copy'
+    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns('*.so', 'build'))
+    command = (sys.executable, 'setup.py', '--quiet', 'bdist_wheel', '--dist-dir', tmp_path / 'out')
+    printed = run(*command, cwd=copy, pythonpath=tmp_path)
+    assert 'torch is not here to build the C++ kernels with' in printed
+    assert '--no-build-isolation' in printed
+    (built,) = (tmp_path / 'out').iterdir()
+    assert built.name == f'sasa_det-{__version__}-py3-none-any.whl'
+
+
 def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
     """Of two copies, made at other times under other umasks; it holds what an install needs."""
     archives = []
