@@ -1,5 +1,6 @@
 """What the wheel holds, and that configs inherit from it where the checkout is out of reach."""
 
+import json
 import os
 import re
 import shutil
@@ -192,6 +193,25 @@ def test_an_isolated_build_says_why_it_has_no_kernels(source, tmp_path):
     assert '--no-build-isolation' in printed
     (built,) = (tmp_path / 'out').iterdir()
     assert built.name == f'sasa_det-{__version__}-py3-none-any.whl'
+
+
+def test_the_docker_image_is_made_of_what_there_is():
+    """There is no Docker here: the commands parse, the files are there, and the set-up takes the versions."""
+    lines = (ROOT / 'Dockerfile').read_text().replace('\\\n', ' ').splitlines()
+    steps = [line.split(' ', 1) for line in lines if line and not line.startswith('#')]
+    python = re.fullmatch(r'python:(3\.\d+)-slim-\w+', dict(steps)['FROM'])[1]
+    assert f'python{python}' in (ROOT / 'tools/setup_env.sh').read_text()
+    for command in (text for step, text in steps if step == 'RUN'):
+        run('bash', '-n', '-c', command, cwd=ROOT)
+    (torch_wanted,) = (
+        re.search(r'SASA_TORCH="([^"]+)"', text)[1] for step, text in steps if 'SASA_TORCH' in text
+    )
+    assert stack.refuse_torch(torch_wanted) is None
+    assert torch_wanted.startswith(f'{stack.pin("torch")} ')
+    shell, script = json.loads(dict(steps)['CMD'])
+    assert shell == 'bash' and (ROOT / script).is_file()
+    inner = re.search(r'RUN bash -c "(.+)"', (ROOT / 'Dockerfile').read_text())[1]
+    assert Path(re.search(r'source (\S+)', inner)[1]) == Path('tools/setup_env.sh')
 
 
 def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
