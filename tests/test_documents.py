@@ -47,6 +47,9 @@ SHORTER = [
     (r'pretrained_digits', None, 'tests/test_pretraining.py'),
     (r'demo-data .*box-crops', None, 'tests/test_pretraining.py'),
     (r'^pip install|^git clone', None, 'tests/test_packaging.py'),
+    (r'build_wheel\.sh|checks/wheel\.py|^docker ', None, 'tests/test_packaging.py'),
+    (r'test_matrix\.sh', None, 'tests/tools/test_matrix.py'),
+    (r'checks/mmcv_build\.py', None, 'tests/tools/test_mmcv_build_check.py'),
     (r'tools\.paper\.tables', None, 'tests/tools/paper/test_tables.py'),
     # The first of them in full; of the others, that the arguments exist.
     (r'benchmarks\.attention -', '--help', ''),
