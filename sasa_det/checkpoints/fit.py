@@ -91,29 +91,47 @@ def require_fit(
         raise ValueError(f"checkpoint {path} is not of this config's model. {misfit}")
 
 
-def require_fit_before_run(config: Config, path) -> None:
+def require_state(checkpoint: Mapping, path) -> None:
+    """Raise if a run cannot go on from a checkpoint, since it holds weights alone.
+
+    Args:
+        checkpoint: The file's content.
+        path: The file.
+
+    Raises:
+        ValueError: It lacks what a run goes on from; names it.
+
+    Examples:
+        >>> require_state({'meta': {}, 'message_hub': {}, 'optimizer': {}}, 'a.pth')
+    """
+    lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
+    if lacking:
+        raise ValueError(
+            f'checkpoint {path} has no {" and no ".join(map(repr, lacking))}, so a run cannot go '
+            'on from it; start a new one from its weights with --cfg-options load_from=...'
+        )
+
+
+def require_fit_before_run(config: Config, path, resume: bool = False) -> None:
     """Raise what a run with WholeCheckpointHook would raise, but before the run reads its data.
 
     Args:
-        config: The run's config. If it has another hook for checkpoints, nothing is checked.
+        config: The run's config.
         path: The checkpoint's file.
+        resume: Whether a training is to go on from it.
 
     Raises:
         FileNotFoundError, ValueError: It cannot be read, or does not fit.
-
-    Examples:
-        >>> require_fit_before_run(Config({}), 'no/such.pth')
     """
     from mmdet.registry import MODELS
     from mmengine.registry import DefaultScope
 
-    hook = config.get('default_hooks', {}).get('checkpoint') or {}
-    if hook.get('type') != 'WholeCheckpointHook':
-        return
     checkpoint = load_from_local(str(path), 'cpu')
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmdet')):
         model = MODELS.build(config.model)
     require_fit(model, checkpoint, path, config.model)
+    if resume:
+        require_state(checkpoint, path)
 
 
 def shapes(state_dict: Mapping) -> Shapes:

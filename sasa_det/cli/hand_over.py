@@ -126,16 +126,19 @@ def _compare(rest: list) -> int:
 
 
 def _report(rest: list) -> int:
-    from ..configs import find_config
+    from ..configs import find_config, read_config
     from .inputs import find_checkpoint
     from .process import prepare
 
     options = parsers.report().parse_args(rest)
-    find_config(options.config)
+    path = find_config(options.config)
     find_checkpoint(options.checkpoint)
 
     prepare()
+    from ..checkpoints.fit import require_fit_before_run
     from ..visualization.report import main
+
+    require_fit_before_run(read_config(path, options.cfg_options), options.checkpoint)
 
     return main(rest)
 

@@ -261,6 +261,45 @@ class TestMisfit:
         assert said.endswith(f'It was trained with the config beside it: {tmp_path}/mine.py\n')
         assert not (tmp_path / 'run').exists()
 
+    def test_report_names_it_and_writes_nothing(self, trained, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        more = ['--predictions', 'none.pkl', '--work-dir', 'run']
+        assert main(['report', 'retinanet_sasa-tiny_digits', str(trained), *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"sasa-det report: checkpoint {trained} is not of this config's")
+        assert not (tmp_path / 'run').exists()
+
+    @pytest.mark.parametrize('how', ['named', 'found', 'in the config'])
+    def test_a_resumed_training_names_it_before_it_reads_data(
+        self, trained, tmp_path, monkeypatch, capsys, how
+    ):
+        monkeypatch.chdir(tmp_path)
+        more = {
+            'named': ['--resume', str(trained), '--work-dir', 'run'],
+            'found': ['--resume', '--work-dir', str(tmp_path)],
+            'in the config': [
+                '--work-dir',
+                'run',
+                '--cfg-options',
+                'resume=True',
+                f'load_from={trained}',
+            ],
+        }[how]
+        assert main(['train', 'retinanet_sasa-tiny_digits', *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"sasa-det train: checkpoint {trained} is not of this config's model."
+        )
+        assert said.endswith(f'It was trained with the config beside it: {tmp_path}/mine.py\n')
+
+    def test_a_training_does_not_go_on_from_weights_alone(
+        self, trained, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        assert main(['train', 'mine.py', '--work-dir', 'run', '--resume', str(trained)]) == 2
+        said = capsys.readouterr().err
+        assert f"{trained} has no 'message_hub' and no 'optimizer', so a run cannot go on" in said
+
     @pytest.mark.parametrize('content', [None, [1], {'state_dict': [1]}, {'state_dict': {1: 2}}])
     def test_what_holds_no_weights_is_named(self, trained, content):
         torch.save(content, trained)

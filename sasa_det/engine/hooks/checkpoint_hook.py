@@ -5,7 +5,7 @@ from collections import deque
 from copy import copy
 from pathlib import Path
 from string import Formatter
-from typing import List, Optional, Set
+from typing import List, Optional, Set, Tuple
 
 import torch
 from mmengine.dist import is_main_process
@@ -16,7 +16,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
-from ...checkpoints.fit import describe_misfit, require_fit
+from ...checkpoints.fit import describe_misfit, require_fit, require_state
 from ...checkpoints.loading import find_damage, safe_loading
 from ...files import write_whole
 from ..work_dir_lock import hold_work_dir, release_work_dir
@@ -117,7 +117,7 @@ class WholeCheckpointHook(CheckpointHook):
             ValueError: There are checkpoints, but none is whole.
         """
         if isinstance(runner._train_loop, BaseLoop) and is_main_process():
-            self._held = {Path(runner.work_dir), self._folder(runner)}
+            self._held = {Path(runner.work_dir), self._folder(runner.work_dir)}
             for folder in self._held:
                 if hold_work_dir(folder):
                     _remove_leftovers(folder)
@@ -127,14 +127,33 @@ class WholeCheckpointHook(CheckpointHook):
                 setattr(runner, name, safe_loading()(getattr(runner, name)))
         if not runner._resume or runner._load_from is not None:
             return
-        damaged = []
-        for path in self._candidates(runner):
+        path, damaged = self.find_checkpoint(runner.work_dir)
+        for line in damaged:
+            runner.logger.warning(f'Passed over: {line}')
+        runner._load_from = None if path is None else str(path)
+
+    def find_checkpoint(self, work_dir) -> Tuple[Optional[Path], List[str]]:
+        """Choose what to resume from: the checkpoint recorded last, then all others, newest first.
+
+        Args:
+            work_dir: The run's folder.
+
+        Returns:
+            The first checkpoint that is whole, None if there is none at all; and a line for each damaged one
+            that was passed over.
+
+        Raises:
+            ValueError: There are checkpoints, but none is whole.
+
+        Examples:
+            >>> WholeCheckpointHook().find_checkpoint('no/such/folder')
+            (None, [])
+        """
+        damaged: List[str] = []
+        for path in self._candidates(work_dir):
             damage = find_damage(path)
             if damage is None:
-                for line in damaged:
-                    runner.logger.warning(f'Passed over: {line}')
-                runner._load_from = str(path)
-                return
+                return path, damaged
             damaged.append(f'checkpoint {path} {damage}')
         if damaged:
             raise ValueError(
@@ -142,6 +161,7 @@ class WholeCheckpointHook(CheckpointHook):
                 + '; '.join(damaged)
                 + '. Without --resume it trains anew'
             )
+        return None, damaged
 
     def after_run(self, runner) -> None:
         """Let others train in the work_dir.
@@ -175,12 +195,7 @@ class WholeCheckpointHook(CheckpointHook):
                 runner.logger.warning(f'Not all weights are those of checkpoint {name}. {misfit}')
         if not runner._resume:
             return
-        lacking = [key for key in ('meta', 'message_hub', 'optimizer') if key not in checkpoint]
-        if lacking:
-            raise ValueError(
-                f'checkpoint {name} has no {" and no ".join(map(repr, lacking))}, so a run cannot go '
-                'on from it; start a new one from its weights with --cfg-options load_from=...'
-            )
+        require_state(checkpoint, name)
         _check_optimizer(runner, checkpoint, name)
 
     def _save_checkpoint_with_step(self, runner, step, meta) -> None:
@@ -244,16 +259,17 @@ class WholeCheckpointHook(CheckpointHook):
         elif self.file_backend.isdir(path):  # deepspeed's are folders
             self.file_backend.rmtree(path)
 
-    def _folder(self, runner) -> Path:
+    def _folder(self, work_dir) -> Path:
         """The folder of the checkpoints, before mmengine has changed out_dir to it."""
-        if self.out_dir in (None, runner.work_dir) or '://' in str(self.out_dir):
-            return Path(runner.work_dir)
-        return Path(self.out_dir, os.path.basename(runner.work_dir.rstrip(os.sep)))
+        work_dir = os.path.abspath(work_dir)
+        if '://' in str(self.out_dir) or os.path.abspath(self.out_dir or work_dir) == work_dir:
+            return Path(work_dir)
+        return Path(self.out_dir, os.path.basename(work_dir))
 
-    def _candidates(self, runner) -> List[Path]:
-        """Checkpoints to resume from: the one recorded last, then all others, newest first."""
-        note = Path(runner.work_dir, 'last_checkpoint')
-        folder = self._folder(runner)
+    def _candidates(self, work_dir) -> List[Path]:
+        """Checkpoints that may be resumed from."""
+        note = Path(work_dir, 'last_checkpoint')
+        folder = self._folder(work_dir)
         noted: Optional[Path] = None
         if note.is_file() and note.read_text().strip():
             # Of a folder that was copied, the note still names the first one.
