@@ -19,6 +19,7 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+NAME = 'config/small.py'  # not in the run's folder itself, where the run writes its own under the same name
 CONFIG = """\
 _base_ = {base!r}
 image_scale = (64, 64)
@@ -88,8 +89,8 @@ def write_config(
         keep: Number of checkpoints to keep.
         base: The config to inherit from.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'config.py'
+    path = folder / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(CONFIG.format(base=base, data=f'{data}/', epochs=epochs, keep=keep, more=more))
     return path
 
@@ -125,7 +126,7 @@ def _work(folder: Path, tool: str, arguments: tuple) -> None:
     said = os.open('said.txt', os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    run_tool(tool, ['config.py', *arguments, '--work-dir', '.'])
+    run_tool(tool, [NAME, *arguments, '--work-dir', '.'])
 
 
 def run(folder: Path, *arguments: str, tool: str = 'train') -> str:
@@ -143,7 +144,7 @@ def start_in_processes(
 ) -> Popen:
     """Start it in several processes, by torchrun, with the output in ``said.txt`` too."""
     launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
-    words = ['-m', 'sasa_det', tool, 'config.py', *arguments, '--work-dir', '.']
+    words = ['-m', 'sasa_det', tool, NAME, *arguments, '--work-dir', '.']
     with open(folder / 'said.txt', 'ab') as said:
         return Popen(
             [sys.executable, *launch, *words, '--launcher', 'pytorch'],
