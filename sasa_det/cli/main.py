@@ -7,7 +7,18 @@ import sys
 from functools import partial
 from typing import Optional, Sequence
 
-from . import check_data, configs, convert, demo, explain, explore, export, hand_over, predict
+from . import (
+    check_data,
+    configs,
+    convert,
+    demo,
+    diagnose,
+    explain,
+    explore,
+    export,
+    hand_over,
+    predict,
+)
 from .process import hide_dependencies_warnings
 
 EXAMPLES = """\
@@ -45,7 +56,18 @@ def build_parser() -> argparse.ArgumentParser:
         '--traceback', action='store_true', help='show where an error came from (goes first)'
     )
     commands = parser.add_subparsers(dest='command', metavar='COMMAND', required=True)
-    modules = (hand_over, demo, configs, check_data, convert, predict, explain, explore, export)
+    modules = (
+        hand_over,
+        demo,
+        configs,
+        check_data,
+        convert,
+        predict,
+        explain,
+        diagnose,
+        explore,
+        export,
+    )
     for module in modules:
         module.add_to(commands)
     return parser

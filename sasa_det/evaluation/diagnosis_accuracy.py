@@ -8,6 +8,7 @@ from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -102,12 +103,12 @@ def evaluate(
         tell: Is called after each batch.
 
     Returns:
-        The evaluator's numbers, by name.
+        The evaluator's numbers, by name; the main one is the first.
     """
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), _quiet():
             for batch in loader:
                 evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
                 tell()
@@ -131,31 +132,15 @@ def measure(
         run: Evaluates the model as it is then, such as by :func:`evaluate`.
 
     Returns:
-        The numbers of each case.
+        The numbers of each case, the main one first as mmdet's evaluators have it. CocoMetric gives no
+        numbers where a detector finds nothing; they are zero here. If it never finds anything, there are none.
     """
     found = {}
     for case in cases:
         with taken_away(model, case, queries):
             found[case] = run(case)
-    return found
-
-
-def first_metric(numbers: Mapping[str, float]) -> str:
-    """Name the number that an evaluator counts as the main one: mmdet's evaluators have it first.
-
-    Args:
-        numbers: From :func:`evaluate`.
-
-    Raises:
-        ValueError: There are no numbers.
-
-    Examples:
-        >>> first_metric({'coco/bbox_mAP': 0.79, 'coco/bbox_mAP_50': 0.9})
-        'coco/bbox_mAP'
-    """
-    if not numbers:
-        raise ValueError("val_evaluator gives no number; mmdet's CocoMetric gives coco/bbox_mAP")
-    return next(iter(numbers))
+    names = next(filter(None, found.values()), {})
+    return {case: numbers or dict.fromkeys(names, 0.0) for case, numbers in found.items()}
 
 
 def build_validation(config: Config) -> Tuple[DataLoader, Evaluator]:
@@ -172,7 +157,7 @@ def build_validation(config: Config) -> Tuple[DataLoader, Evaluator]:
         if not config.get(key):
             raise ValueError(f'{config.filename}: {key} is not set; diagnose looks at its data')
     init_default_scope(config.get('default_scope', 'mmdet'))
-    with quiet():
+    with _quiet():
         loader = Runner.build_dataloader(config.val_dataloader)
         evaluator = Evaluator(config.val_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
@@ -180,15 +165,17 @@ def build_validation(config: Config) -> Tuple[DataLoader, Evaluator]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the lines that pycocotools prints and mmengine logs; warnings are shown."""
-    before = logging.root.manager.disable
-    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
-        logging.disable(max(before, logging.INFO))
-        try:
+def _quiet() -> Iterator[None]:
+    """Suppress what pycocotools prints and mmengine logs of an evaluation, errors of an empty one too."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    # Not by logging.disable, which mmengine's loggers do not heed.
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
             yield
-        finally:
-            logging.disable(before)
+    finally:
+        logger.setLevel(level)
 
 
 def _has(layer: LocalSelfAttention2d, away: str) -> bool:
