@@ -20,6 +20,7 @@ else:
             'CollectDirHook',
             'GpuHook',
             'AttentionVisualizationHook',
+            'AttentionDiagnosisHook',
         ),
     )
 

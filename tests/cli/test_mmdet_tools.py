@@ -28,7 +28,8 @@ val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1, val_interval=1)
 default_hooks = dict(logger=dict(interval=1),
-                     attention=dict(type='AttentionVisualizationHook'))
+                     attention=dict(type='AttentionVisualizationHook'),
+                     diagnosis=dict(type='AttentionDiagnosisHook', num_images=2, accuracy=True))
 vis_backends = [dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]
 visualizer = dict(vis_backends=vis_backends)
 tta_model = dict(type='DetTTAModel',
@@ -100,6 +101,22 @@ def test_attention_is_drawn_and_measured_while_training(run):
     # Each head starts at one neighbour, and looks further little by little.
     assert len(entropies) == 20 and all(0 < x < 0.9 for x in entropies.values())
     assert 'Attention entropy, of 1: backbone.layer1.0.conv2' in run.said
+
+
+def test_attention_is_diagnosed_while_training(run):
+    (entry,) = [line for line in map(json.loads, log_of(run).open()) if 'diagnosis' in str(line)]
+    heads = {k: v for k, v in entry.items() if k.startswith('diagnosis_entropy/')}
+    assert len(heads) == 20 * 4
+    assert entry['diagnosis/entropy'] == pytest.approx(sum(heads.values()) / len(heads))
+    # After three steps, all heads are nearly where they start: the first at the right.
+    assert 0.5 < entry['diagnosis_dx/neck.fpn_convs.0.conv/head_1'] < 1.5
+    assert 0.5 < entry['diagnosis/share_fixed'] < 1
+    away = {k for k in entry if k.startswith('diagnosis_accuracy/')}
+    assert away == {
+        f'diagnosis_accuracy/{name}'
+        for name in ('without_q.k', 'without_q.r', 'with_the_same_weights_at_every_pixel')
+    }
+    assert 'Attention, means over heads: entropy 0.' in run.said
 
 
 def test_tensorboard_reads_what_was_logged(run):
