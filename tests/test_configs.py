@@ -102,7 +102,9 @@ def variants_in_name(name):
             (x for each, x in (('nopos', 'none'), ('abspos', 'absolute')) if each in tokens),
             'relative',
         ),
-        logits='qr' if 'qr' in tokens else None,
+        logits='qr' if {'qr', 'static'}.intersection(tokens) else None,
+        constant_query='static' in tokens,
+        random='randinit' in tokens,
         stem=next((stems[each] for each in tokens if each in stems), None),
     )
 
@@ -132,10 +134,15 @@ class TestEachLeaf:
         layers = attention_layers(model.backbone)
         if layers:
             assert {int(re.match(r'layer(\d)', name)[1]) for name in layers} == said['stages']
-        kinds = {(m.kernel_size, m.position, m.logits) for m in layers.values()}
+        if read_name(path.stem)['neck'] is None:
+            layers = attention_layers(model)  # what is said of the backbone holds for all
+        kinds = {
+            (m.kernel_size, m.position, m.logits, m.constant_query, m.init) for m in layers.values()
+        }
         size = said['kernel_size'] or (5 if 'tiny' in path.stem else 7)
         logits = said['logits'] or ('qk+qr' if said['position'] == 'relative' else 'qk')
-        assert kinds <= {(size, said['position'], logits)}
+        init = 'random' if said['random'] or said['position'] != 'relative' else 'neighbours'
+        assert kinds <= {(size, said['position'], logits, said['constant_query'], init)}
         stem = getattr(model.backbone, 'stem', None)
         assert (stem.values if isinstance(stem, AttentionStem) else None) == said['stem']
         depth = read_name(path.stem)['depth']

@@ -50,6 +50,7 @@ FAMILIES = dict(
     paper=Family("The paper's RetinaNet", 'Object Detection', 'COCO', (640, 640)),
     pretrain=Family("The paper's classifiers", 'Image Classification', 'ImageNet-1k', (224, 224)),
     quickstart=Family('A tiny RetinaNet', 'Object Detection', 'Digits', (192, 192)),
+    ablations=Family("The paper's ablations, tiny", 'Object Detection', 'Digits', (192, 192)),
     bccd=Family('A tiny RetinaNet on blood cells', 'Object Detection', 'BCCD', (256, 320)),
     # These have layers of many kinds that count_costs does not know.
     other_detectors=Family('Other detectors', 'Object Detection', 'COCO', None),
@@ -249,7 +250,8 @@ def draw_measured() -> Figure:
             if path.stem in measured and measured[path.stem].batch_size == _batch_size(path)
         ]
         if entries:
-            panels[family.data] = entries
+            # The ablations, on the data of the quickstart, are not drawn.
+            panels.setdefault(family.data, entries)
     figure = Figure(figsize=(5.5 * len(panels), 4), layout='constrained')
     for axes, (data, entries) in zip(
         figure.subplots(ncols=len(panels), squeeze=False)[0], panels.items()
