@@ -12,12 +12,13 @@ Shares are relative to a matrix product's FLOP/s and a copy's bytes/s, measured 
 what a forward and backward allocate at most beside their inputs. `host ms` is Python's time to queue a call.
 Small maps take that long, unless the GPU is still busy.
 
-Subjects: `conv3x3`, the convolution. `core`, the operator alone, by the Triton kernels. `layer`, the
-operator with its projections. At P3 also `flex`, torch's flex_attention, compiled, with the terms q.r as
-its score_mod. `eager`, the operator in tiled PyTorch. `unfold`, the reference, by unfolded windows. Then
-a training iteration of RetinaNet-R50, attention in all parts against convolutions, under float16 autocast
-as mmdet's --amp has it. What fails or is not reached in time is listed, and the rest measured. Writes
-OUT.json and OUT.md.
+Subjects: `conv3x3`, the convolution. `core`, the operator alone, by the Triton kernels. `core-cuda`, the
+same by the CUDA kernels. `layer`, the operator with its projections. At P3 also `flex`, torch's
+flex_attention, compiled, with the terms q.r as its score_mod. `eager`, the operator in tiled PyTorch.
+`unfold`, the reference, by unfolded windows. Then a training iteration of RetinaNet-R50, attention in all
+parts against convolutions, under bfloat16 autocast.
+What fails or is not reached in time is listed, and the rest measured. Writes OUT.json and OUT.md.
+`--dry-run` runs the same code on the CPU, at small sizes, and measures nothing.
 """
 
 import argparse
@@ -29,29 +30,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
-from .measuring import (
-    as_markdown,
-    by_device_events,
-    describe_gpu,
-    gpu_peak_growth,
-    take_turns,
-    until_queued,
-    write,
-)
+from .measuring import Gpu, Rehearsal, as_markdown, take_turns, write
 from .subjects import SHAPES, Subject, as_row
 
-SUBJECTS = ('conv3x3', 'core', 'layer', 'flex', 'eager', 'unfold')
+SUBJECTS = ('conv3x3', 'core', 'core-cuda', 'layer', 'flex', 'eager', 'unfold')
 # These compile for half a minute, or take up to a hundred times as long as the others.
 ONLY_AT_P3 = ('flex', 'eager', 'unfold')
-DETECTORS = (
-    'retinanet_r50_fpn_1x_coco',
-    'retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco',
-)
-KERNEL_SIZE = 7
-SMALL = (2, 128, 13, 21)
-ROUNDS = 30
+SMALL = (2, (128, 13, 21))  # batch and shape of the maps that results are compared on
 TITLES = {
     'shape': '{shape}',
     'batch': '{batch}',
@@ -76,10 +62,11 @@ DETECTOR_TITLES = {
     'peak MB': '{train_mb:.0f}',
     '/ first ': '{train_mb_ratio:.2f}',
 }
-new_subject = partial(
-    Subject, kernel_size=KERNEL_SIZE, device='cuda', dtype=torch.bfloat16,
-    layout=torch.channels_last,
-)  # fmt: skip
+
+
+def new_subject(on: Gpu, name: str, size: tuple) -> Subject:
+    """Make a subject of the type and layout that are measured."""
+    return Subject(name, size, on.kernel_size, on.device, on.dtype, on.layout)
 
 
 class Report:
@@ -89,10 +76,12 @@ class Report:
         out: OUT of OUT.json and OUT.md, written after each case.
         machine: Its description.
         minutes: Time after which no further case begins.
+        on: The GPU.
     """
 
-    def __init__(self, out: Path, machine: dict, minutes: float) -> None:
+    def __init__(self, out: Path, machine: dict, minutes: float, on: Gpu) -> None:
         self.out = out
+        self.on = on
         self.machine = machine
         self.end = time.monotonic() + 60 * minutes
         self.rows, self.detectors, self.missing = [], [], []
@@ -104,7 +93,7 @@ class Report:
             return None
         try:
             result = call()
-            torch.cuda.empty_cache()
+            self.on.forget()
             return result
         except Exception as error:  # of a compiler, of the GPU's memory, of a missing package
             why = f'{type(error).__name__}: {error}'.splitlines()[0]
@@ -125,18 +114,17 @@ class Report:
         write(self.out, self.machine, rows, self.markdown())
 
 
-def time_attention(
-    report: Report, names: list, shape: str, batch: int, clock, host_clock=until_queued
-) -> None:
+def time_attention(report: Report, names: list, shape: str, batch: int) -> None:
     """Time all subjects at a shape."""
-    case = (shape, batch, KERNEL_SIZE)
-    size = (batch, *SHAPES[shape])
+    on = report.on
+    case = (shape, batch, on.kernel_size)
+    size = on.size(batch, SHAPES[shape])
     subjects, memory = {}, {}
 
     def prepare(name):
-        subject = new_subject(name, size)
+        subject = new_subject(on, name, size)
         subject.both()  # compiles, and makes one-time allocations
-        return subject, gpu_peak_growth(subject.both)
+        return subject, on.peak_growth(subject.both)
 
     for name in names:
         made = report.attempt(f'{name} at {shape}, batch {batch}', partial(prepare, name))
@@ -148,8 +136,8 @@ def time_attention(
     measured = report.attempt(
         f'{shape}, batch {batch}',
         lambda: [
-            take_turns(calls, seconds=1, least=3, clock=each, most=ROUNDS)
-            for each in (clock, host_clock)
+            take_turns(calls, seconds=1, least=min(3, on.rounds), clock=each, most=on.rounds)
+            for each in (on.clock, on.host_clock)
         ],
     )
     if measured is None:
@@ -167,18 +155,19 @@ def time_attention(
         report.rows.append(row)
 
 
-def time_detectors(report: Report, batch: int, clock) -> None:
+def time_detectors(report: Report, batch: int) -> None:
     """Time training iterations, the detectors in turns, and measure their peak memory."""
+    on = report.on
     detectors, memory = {}, {}
 
     def prepare(name):
-        from detector import Detector, make_batch
+        from .detector import Detector, make_batch
 
-        detector = Detector(name, make_batch(800, 1333, batch), 'cuda')
+        detector = Detector(name, make_batch(*on.images(batch)), on.device)
         detector.train()  # compiles, and allocates the momentum
-        return detector, gpu_peak_growth(detector.train)
+        return detector, on.peak_growth(detector.train)
 
-    for name in DETECTORS:
+    for name in on.detectors:
         made = report.attempt(f'{name}, batch {batch}', partial(prepare, name))
         if made is None:
             return
@@ -187,10 +176,10 @@ def time_detectors(report: Report, batch: int, clock) -> None:
         f'detectors, batch {batch}',
         lambda: take_turns(
             {name: dict(train=detector.train) for name, detector in detectors.items()},
-            seconds=0, least=8, clock=clock,
+            seconds=0, least=min(8, on.rounds), clock=on.clock,
         ),
     )  # fmt: skip
-    first = DETECTORS[0]
+    first = on.detectors[0]
     for name in times or ():
         seconds = times[name]['train']
         report.detectors.append(
@@ -216,8 +205,11 @@ def main() -> None:
         '--minutes', type=float, default=7, help='after which no case begins (%(default)s)'
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/attention_gpu'))
+    parser.add_argument(
+        '--dry-run', action='store_true', help='run it on the CPU, small, to see that it runs'
+    )
     options = parser.parse_args()
-    if not torch.cuda.is_available():
+    if not (options.dry_run or torch.cuda.is_available()):
         print('This measures an NVIDIA GPU, and torch finds none here.', file=sys.stderr)
         sys.exit(2)
     warnings.simplefilter('ignore')
@@ -225,18 +217,23 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
 
-    report = Report(options.out, describe_gpu(), options.minutes)
-    clock = by_device_events()
-    names = ['conv3x3']
-    for name in options.subjects:
+    on = Rehearsal() if options.dry_run else Gpu()
+    report = Report(options.out, on.describe(), options.minutes, on)
+    names = ['conv3x3'] if options.shapes else []
+    for name in options.subjects if options.shapes else ():
         if name == 'conv3x3':
             continue
-        if report.attempt(name, lambda name=name: new_subject(name, SMALL).check(0.05)):
+        if report.attempt(
+            name, lambda name=name: new_subject(on, name, on.size(*SMALL)).check(0.05)
+        ):
             names.append(name)
     cases = [
-        partial(
-            time_attention, report,
-            [name for name in names if shape == 'P3' or name not in ONLY_AT_P3], shape, batch, clock,
+        (
+            f'{shape}, batch {batch}',
+            partial(
+                time_attention, report,
+                [name for name in names if shape == 'P3' or name not in ONLY_AT_P3], shape, batch,
+            ),
         )
         for shape in options.shapes
         for batch in options.batches
@@ -244,12 +241,13 @@ def main() -> None:
     # P3 first, then the detectors, in case time runs out.
     place = len(options.batches)
     cases[place:place] = [
-        partial(time_detectors, report, batch, clock) for batch in options.detectors
+        (f'detectors, batch {batch}', partial(time_detectors, report, batch))
+        for batch in options.detectors
     ]
-    with Progress(transient=True, refresh_per_second=1) as progress:
-        for case in progress.track(cases, description='Timing'):
-            case()
-            report.write()
+    for what, case in cases:
+        print(f'timing {what}', file=sys.stderr, flush=True)
+        case()
+        report.write()
     print(report.markdown())
 
 

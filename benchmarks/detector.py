@@ -28,6 +28,7 @@ from mmengine.structures import InstanceData
 from rich.progress import Progress
 
 from sasa_det.configs import CONFIGS, find_config, read_config
+from sasa_det.models.gpu import prepare_for_gpu
 
 from .measuring import (
     above_zero,
@@ -81,7 +82,7 @@ class Detector:
     Args:
         name: A config in configs/retinanet, without its suffix, or the path of any config.
         batch: The batch to train and infer on.
-        device: The device; on 'cuda' in channels_last, under float16 autocast with scaled gradients.
+        device: The device; on 'cuda' prepared as our configs do it, under bfloat16 autocast.
     """
 
     def __init__(self, name: str, batch: dict, device: str = 'cpu') -> None:
@@ -94,10 +95,13 @@ class Detector:
         self.model = MODELS.build(config.model)
         self.model.init_weights()
         if device == 'cuda':
-            self.model.to(device, memory_format=torch.channels_last)
+            prepare_for_gpu(self.model.to(device))
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-6, momentum=0.9)
-        wrapper = AmpOptimWrapper if device == 'cuda' else OptimWrapper
-        self.optimizer = wrapper(optimizer=optimizer)
+        self.optimizer = OptimWrapper(optimizer=optimizer)
+        if device == 'cuda':
+            self.optimizer = AmpOptimWrapper(
+                optimizer=optimizer, dtype='bfloat16', loss_scale=dict(enabled=False)
+            )
         self.batch = batch
 
     def train(self) -> None:

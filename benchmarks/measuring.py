@@ -102,6 +102,74 @@ def gpu_peak_growth(call: Callable) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+class Gpu:
+    """How and what is measured on a GPU: times by its own events, memory by torch's allocator."""
+
+    device, dtype, layout = 'cuda', torch.bfloat16, torch.channels_last
+    rounds = 30
+    num_heads, kernel_size = 8, 7
+    # The first is the one that the others are compared with.
+    detectors = (
+        'retinanet_r50_fpn_1x_coco',
+        'retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco',
+    )
+    host_clock = staticmethod(until_queued)
+    peak_growth = staticmethod(gpu_peak_growth)
+    describe = staticmethod(describe_gpu)
+
+    def __init__(self) -> None:
+        self.clock = by_device_events()
+
+    def size(self, batch: int, shape: tuple) -> tuple:
+        """Give the (B, C, H, W) of a case."""
+        return (batch, *shape)
+
+    def images(self, batch: int) -> tuple:
+        """Give the height, width and number of the images that a detector trains on."""
+        return 800, 1333, batch
+
+    def forget(self) -> None:
+        """Give unused memory back."""
+        torch.cuda.empty_cache()
+
+
+class Rehearsal(Gpu):
+    """The same steps on the CPU, on small maps: what goes wrong here would go wrong on the GPU. No figures."""
+
+    device, dtype, layout = 'cpu', torch.float32, torch.channels_last
+    rounds = 1
+    # One tile, of which Triton's interpreter computes a few per second.
+    num_heads, kernel_size = 1, 3
+    detectors = ('retinanet_tiny_digits', 'retinanet_sasa-tiny_digits')
+
+    def __init__(self) -> None:
+        self.clock = self.host_clock = _seconds
+
+    @staticmethod
+    def peak_growth(call: Callable) -> int:
+        """Call, and claim one byte."""
+        call()
+        return 1
+
+    @staticmethod
+    def describe() -> dict:
+        """Say that this is none."""
+        return dict(
+            gpu='none, a rehearsal', torch=torch.__version__, peak_gflops=1, copy_gb_per_s=1
+        )
+
+    def size(self, batch: int, shape: tuple) -> tuple:
+        """Give a size that takes no time."""
+        return (1, 16, 2, 4)
+
+    def images(self, batch: int) -> tuple:
+        """Give one small image."""
+        return 64, 96, 1
+
+    def forget(self) -> None:
+        """Nothing."""
+
+
 def _multiply_adds() -> float:
     """Measure FLOP/s of multiply-adds on registers, on all of torch's threads: no kernel can exceed it.
 

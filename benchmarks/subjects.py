@@ -24,6 +24,7 @@ SHAPES = {  # channels, height, width of RetinaNet-R50 at 1333 x 800
 HEADS = 8
 BACKENDS = {
     'core': {'cpu': 'native', 'cuda': 'triton'},
+    'core-cuda': {'cpu': 'eager', 'cuda': 'cuda'},
     'eager': {'cpu': 'eager', 'cuda': 'eager'},
     'unfold': {'cpu': 'reference', 'cuda': 'reference'},
 }

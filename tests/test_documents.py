@@ -61,6 +61,7 @@ SHORTER = [
     (r'demo_detector', None, 'tests/tools/test_shrink_checkpoint.py'),
     (r'sasa-det compare', None, 'tests/experiments/test_compare.py'),
     (r'benchmarks\.attention_gpu', None, 'tests/benchmarks/test_attention_gpu.py'),
+    (r'benchmarks/gpu_run', None, 'tests/benchmarks/test_gpu_run.py'),
     (r'checks/triton_builds\.py', None, 'tests/ops/backends/test_triton_builds.py'),
     (r'tools/reliability/', None, 'tests/engine/hooks/test_checkpoint_hook.py'),
     (r'sasa-det convert|converted/', None, 'tests/convert/test_detectors.py'),

@@ -4,16 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import attention_gpu
-from benchmarks.attention_gpu import DETECTORS, Report, time_attention, time_detectors
-from benchmarks.measuring import _seconds
+from benchmarks.attention_gpu import Report, time_attention, time_detectors
+from benchmarks.measuring import Rehearsal
 from benchmarks.subjects import Subject, _flex_mask, attend_by_flex
 from sasa_det.ops import local_attention
 
@@ -42,18 +39,24 @@ def test_subjects_are_checked_against_float32(name):
         subject.check(0.05)
 
 
-@pytest.fixture
-def on_the_cpu(monkeypatch):
-    monkeypatch.setattr(attention_gpu, 'new_subject', partial(Subject, kernel_size=7))
-    monkeypatch.setattr(attention_gpu, 'gpu_peak_growth', lambda call: call() and 2**20)
-    monkeypatch.setattr(attention_gpu, 'ROUNDS', 2)
-    monkeypatch.setitem(attention_gpu.SHAPES, 'P7', (32, 4, 6))
+class OnTheCpu(Rehearsal):
+    """Larger maps than a rehearsal has, so that figures mean something."""
+
+    rounds = 2
+
+    @staticmethod
+    def peak_growth(call):
+        call()
+        return 2**20
+
+    def size(self, batch, shape):
+        return (batch, 32, 4, 6)
 
 
-def test_report(on_the_cpu, tmp_path):
-    report = Report(tmp_path / 'out', MACHINE, minutes=5)
+def test_report(tmp_path):
+    report = Report(tmp_path / 'out', MACHINE, minutes=5, on=OnTheCpu())
     names = ['conv3x3', 'layer', 'no such thing', 'eager']
-    time_attention(report, names, 'P7', 2, _seconds, _seconds)
+    time_attention(report, names, 'P7', 2)
     report.write()
     said = json.loads((tmp_path / 'out.json').read_text())
     assert said['machine'] == MACHINE
@@ -70,38 +73,31 @@ def test_report(on_the_cpu, tmp_path):
     assert '- not measured: no such thing at P7, batch 2: ' in markdown
 
 
-def test_report_of_detectors(on_the_cpu, tmp_path, monkeypatch):
-    class Detector:
-        def __init__(self, name, batch, device):
-            assert (name in DETECTORS, batch, device) == (True, (800, 1333, 2), 'cuda')
-
-        def train(self):
-            return True
-
-    module = SimpleNamespace(Detector=Detector, make_batch=lambda *size: size)
-    monkeypatch.setitem(sys.modules, 'detector', module)
-    report = Report(tmp_path / 'out', MACHINE, minutes=5)
-    time_detectors(report, 2, _seconds)
-    assert [row['config'] for row in report.detectors] == list(DETECTORS)
+def test_report_of_detectors(tmp_path):
+    """The tiny ones, by the very code that trains the large ones on a GPU."""
+    report = Report(tmp_path / 'out', MACHINE, minutes=5, on=OnTheCpu())
+    time_detectors(report, 16)
+    assert report.missing == []
+    assert [row['config'] for row in report.detectors] == list(Rehearsal.detectors)
     assert report.detectors[0]['train_ratio'] == report.detectors[1]['train_mb_ratio'] == 1
-    assert f'\n| {DETECTORS[1]} | 2 | ' in report.markdown()
+    assert f'\n| {Rehearsal.detectors[1]} | 16 | ' in report.markdown()
 
 
-def test_what_comes_too_late_is_listed(on_the_cpu, tmp_path):
-    report = Report(tmp_path / 'out', MACHINE, minutes=0)
-    time_attention(report, ['conv3x3'], 'P7', 1, _seconds)
+def test_what_comes_too_late_is_listed(tmp_path):
+    report = Report(tmp_path / 'out', MACHINE, minutes=0, on=OnTheCpu())
+    time_attention(report, ['conv3x3'], 'P7', 1)
     assert report.rows == []
     assert '- not measured: conv3x3 at P7, batch 1: the time was up' in report.markdown()
 
 
-def test_what_an_error_leaves_broken_is_listed(on_the_cpu, tmp_path, monkeypatch):
+def test_what_an_error_leaves_broken_is_listed(tmp_path, monkeypatch):
     """After an illegal access whatever asks the GPU fails, which must not lose what was measured before."""
-    report = Report(tmp_path / 'out', MACHINE, minutes=5)
+    report = Report(tmp_path / 'out', MACHINE, minutes=5, on=OnTheCpu())
 
     def fail():
         raise RuntimeError('illegal memory access')
 
-    monkeypatch.setattr(torch.cuda, 'empty_cache', fail)
+    monkeypatch.setattr(report.on, 'forget', fail)
     assert report.attempt('a case', lambda: 1) is None
     assert '- not measured: a case: RuntimeError: illegal memory access' in report.markdown()
 
