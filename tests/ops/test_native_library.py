@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sasa_det.ops import available_backends
+from sasa_det.ops import available_backends, native_library
 from sasa_det.ops.native_library import file_name, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,24 +46,15 @@ def test_a_file_is_for_one_minor_version_and_one_abi(version, cxx11_abi, expecte
 
 
 @pytest.fixture
-def compute(tmp_path):
-    """Run the operator in a copy of the package that has the given files of kernels."""
-    ignore = shutil.ignore_patterns('*.so', '__pycache__', 'csrc')
-    shutil.copytree(ROOT / 'sasa_det' / 'ops', tmp_path / 'sasa_det' / 'ops', ignore=ignore)
-    (tmp_path / 'sasa_det' / '__init__.py').touch()
-    shutil.copy(ROOT / '_sasa_det_startup.py', tmp_path)
+def folder(tmp_path, monkeypatch):
+    """The folder in which files of kernels are looked for."""
+    monkeypatch.setattr(native_library, '_FOLDER', tmp_path)
+    return tmp_path
 
-    def run(**files):
-        for name, content in files.items():
-            (tmp_path / 'sasa_det' / 'ops' / name).write_bytes(content)
-        done = subprocess.run(
-            [sys.executable, '-c', COMPUTE],
-            cwd=tmp_path, env={**os.environ, 'PYTHONPATH': ''}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    return run
+def load_anew():
+    """Load as the first import does; the one of this process stays."""
+    return native_library.load.__wrapped__()
 
 
 def content(name):
@@ -73,34 +64,48 @@ def content(name):
     return next(Path(path) for path in maps if Path(path).name == name).read_bytes()
 
 
-def test_without_kernels_eager_computes(compute):
-    said = compute()
-    assert f'its C++ kernels are not built ({HERE} is missing)' in said
-    assert 'pip install --no-deps --no-build-isolation path/to/sasa_det' in said
+def test_without_kernels_eager_computes(tmp_path):
+    ignore = shutil.ignore_patterns('*.so', '__pycache__', 'csrc')
+    shutil.copytree(ROOT / 'sasa_det' / 'ops', tmp_path / 'sasa_det' / 'ops', ignore=ignore)
+    (tmp_path / 'sasa_det' / '__init__.py').touch()
+    shutil.copy(ROOT / '_sasa_det_startup.py', tmp_path)
+    done = subprocess.run(
+        [sys.executable, '-c', COMPUTE],
+        cwd=tmp_path, env={**os.environ, 'PYTHONPATH': ''}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f'its C++ kernels are not built ({HERE} is missing)' in done.stdout
+    assert 'pip install --no-deps --no-build-isolation path/to/sasa_det' in done.stdout
 
 
-def test_kernels_for_another_torch_are_not_loaded(compute):
+def test_kernels_for_another_torch_are_not_loaded(folder):
     """To load one might end the process."""
-    said = compute(**{'_native.torch1.13.so': b'', '_native.torch2.99.so': b''})
-    assert 'for other versions of torch (_native.torch1.13.so, _native.torch2.99.so), ' in said
-    assert f'but not for torch {torch.__version__} ({HERE})' in said
+    for name in ('_native.torch1.13.so', '_native.torch2.99.so'):
+        (folder / name).touch()
+    library, why_not = load_anew()
+    assert library is None
+    assert 'for other versions of torch (_native.torch1.13.so, _native.torch2.99.so), ' in why_not
+    assert f'but not for torch {torch.__version__} ({HERE})' in why_not
 
 
-def test_a_file_that_does_not_load_is_named(compute):
-    said = compute(**{HERE: b'no library'})
-    assert 'its C++ kernels do not load: ' in said and HERE in said
+def test_a_file_that_does_not_load_is_named(folder):
+    (folder / HERE).write_bytes(b'no library')
+    library, why_not = load_anew()
+    assert library is None
+    assert 'its C++ kernels do not load: ' in why_not and HERE in why_not
 
 
 @pytest.mark.skipif(OTHER_LIBRARY is None, reason='no other library was found')
-def test_older_kernels_are_not_used(compute):
-    said = compute(**{HERE: content(OTHER_LIBRARY)})
-    assert 'its C++ kernels were built from older source (' in said
-    assert 'sasa_largest_kernel' in said
+def test_older_kernels_are_not_used(folder):
+    (folder / HERE).write_bytes(content(OTHER_LIBRARY))
+    library, why_not = load_anew()
+    assert library is None
+    assert 'its C++ kernels were built from older source (' in why_not
+    assert 'sasa_largest_kernel' in why_not
 
 
 @pytest.mark.skipif(available_backends()['native'] is not None, reason='no native kernels here')
-def test_the_file_that_fits_is_taken_among_others(compute):
-    built = (ROOT / 'sasa_det' / 'ops' / HERE).read_bytes()
-    assert compute(**{HERE: built, '_native.torch2.99.so': b''}) == 'None\n'
+def test_the_file_that_fits_is_taken():
     library, why_not = load()
     assert why_not is None and library.LARGEST_KERNEL == 127
+    assert library.capability() in ('avx512', 'avx2', 'default')
