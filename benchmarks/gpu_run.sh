@@ -59,10 +59,9 @@ fi
 step kernels 45 "$python" -m benchmarks.gpu_steps kernels --out "$out" "${dry[@]}"
 if ! has pytest; then
     skip tests 'pytest is not installed'
-elif ((${#dry[@]})); then
-    step tests 100 "$python" -m pytest -q -p no:cacheprovider --collect-only tests/ops/backends/test_triton_gpu.py
 else
-    step tests 100 "$python" -m pytest -q -x -p no:cacheprovider tests/ops/backends/test_triton_gpu.py
+    step tests 100 "$python" -m pytest -q -x -p no:cacheprovider "${dry[@]/--dry-run/--collect-only}" \
+        tests/ops/backends/test_*_gpu.py
 fi
 if command -v compute-sanitizer >/dev/null; then
     step races 60 compute-sanitizer --tool racecheck --error-exitcode 9 \
