@@ -53,7 +53,7 @@ def local_attention(
             vectors, and take part in the softmax with the logit q.r. With 'mask' they take no part.
         scale: Factor s of the logits. The paper has none.
         backend: 'auto' takes the fastest backend that supports the input. 'reference', 'eager',
-            'native' and 'triton' take that backend or raise.
+            'native', 'triton' and 'cuda' take that backend or raise.
 
     Returns:
         (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.

@@ -80,7 +80,7 @@ def _check_logsumexp(x: Tensor, query: Tensor, window: Window) -> None:
 
 def _forward(query, key, value, rel_row, rel_col, *options):
     window, backend = _check(query, key, value, rel_row, rel_col, *options), options[-1]
-    run = choose_backend(backend, query, window)
+    run = choose_backend(backend, query, window, key is not None, rel_row is not None)
     return run.forward(query, key, value, rel_row, rel_col, window)
 
 
@@ -92,7 +92,7 @@ def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_a
     _check_grad('grad', grad, query)
     for name, to, of in zip(('query', 'key', 'value'), maps, (query, key, value)):
         _check_grad(f'grad_{name}', to, of)
-    run = choose_backend(backend, query, window)
+    run = choose_backend(backend, query, window, key is not None, rel_row is not None)
     inputs = (query, key, value, rel_row, rel_col)
     # A backward may well run within autocast, which has cast what it casts in the forward.
     with torch.autocast(query.device.type, enabled=False):

@@ -37,7 +37,7 @@ def test_a_good_stack(capsys):
     assert problems == []
     for name, version, accepted, _ in rows:
         assert name in printed and version in printed and accepted in printed
-    for name in ('reference', 'eager', 'native', 'triton'):
+    for name in ('reference', 'eager', 'native', 'triton', 'cuda'):
         assert name in backends and name in printed
 
 
@@ -94,7 +94,7 @@ choice._missing = 'no {} here'.format
         (
             NO_AUTO,
             "sasa_det.ops: found no backend for 'auto': "
-            'no triton here; no native here; no eager here',
+            'no cuda here; no triton here; no native here; no eager here',
         ),
     ],
 )

@@ -88,7 +88,8 @@ def test_auto_says_at_debug_level_what_it_takes_and_why(caplog):
         local_attention(X, X, X, kernel_size=3, num_heads=2)
     (record,) = caplog.records
     fastest = next(name for name in ('native', 'eager') if available_backends()[name] is None)
-    assert f'takes {fastest}; not triton: ' in record.getMessage()
+    assert f'takes {fastest}; not cuda: ' in record.getMessage()
+    assert '; not triton: ' in record.getMessage()
 
 
 def test_a_slow_choice_is_told_once(caplog):

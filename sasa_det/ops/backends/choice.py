@@ -13,11 +13,11 @@ from ..window import Window
 logger = logging.getLogger('sasa_det')
 
 # Fastest first: 'auto' takes the first that has no objection.
-FUSED = ('triton', 'native', 'eager')
+FUSED = ('cuda', 'triton', 'native', 'eager')
 BACKENDS = ('auto', 'reference', *FUSED[::-1])
 # The only device type that a backend supports. For others 'auto' does not even import the backend:
 # its imports may take seconds, or fail.
-DEVICES = {'triton': 'cuda', 'native': 'cpu'}
+DEVICES = {'cuda': 'cuda', 'triton': 'cuda', 'native': 'cpu'}
 
 
 def available_backends() -> Dict[str, Optional[str]]:
@@ -65,13 +65,17 @@ def _warn_once(why: str) -> None:
     logger.warning('local_attention computes in plain PyTorch, which is slow: %s', why)
 
 
-def choose_backend(requested: str, query: Tensor, window: Window):
+def choose_backend(
+    requested: str, query: Tensor, window: Window, has_key: bool = True, has_rel: bool = True
+):
     """Return the module of the backend that computes this input.
 
     Args:
         requested: 'auto', or a backend's name, which never falls back.
         query: The query, (B, C, H, W).
         window: The attention's options.
+        has_key: Whether there are keys.
+        has_rel: Whether there are relative positions.
 
     Raises:
         RuntimeError: The backend asked for cannot compute this; lists every reason.
@@ -83,6 +87,8 @@ def choose_backend(requested: str, query: Tensor, window: Window):
             reason = f'it computes on {device}, but query is on {query.device}'
         else:
             reason = _missing(name) or _module(name).refuse(query, window)
+            if reason is None and requested == 'auto' and name == 'cuda':
+                reason = _module(name).distrust(query, window, has_key, has_rel)
         if reason is None:
             if requested == 'auto' and logs_choices():
                 others = ''.join(f'; not {refusal}' for refusal in refusals)
