@@ -60,6 +60,8 @@ def test_help(tmp_path, command):
         (['predict', 'here.pth', '--checkpoint', 'here.pth', '--config', 'nowhere', '--out', 'found'],
          'nowhere: no such config'),
         (['explain', 'here.pth', '--checkpoint', 'nowhere.pth'], 'nowhere.pth: no such checkpoint'),
+        (['diagnose', DIGITS, 'nowhere.pth'], 'nowhere.pth: no such checkpoint'),
+        (['diagnose', DIGITS, 'here.pth', '--num-images', '0'], '--num-images must be at least 1'),
         (['explore', 'nowhere.pth'], 'nowhere.pth: no such checkpoint'),
         (['explore', 'here.pth', '--config', 'nowhere'], 'nowhere: no such config'),
         (['export', DIGITS, 'nowhere.pth', '--to', 'onnx'], 'nowhere.pth: no such checkpoint'),

@@ -15,8 +15,8 @@ from sasa_det.configs import shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
-    'doctor', 'demo', 'demo-data', 'coco-config', 'box-crops', 'train', 'test', 'tool', 'report', 'compare', 'configs',
-    'convert', 'check-data', 'predict', 'explain', 'diagnose', 'explore', 'export',
+    'doctor', 'demo', 'demo-data', 'coco-config', 'box-crops', 'train', 'test', 'tool', 'report', 'compare',
+    'configs', 'convert', 'check-data', 'predict', 'explain', 'diagnose', 'explore', 'export',
 )  # fmt: skip
 
 

@@ -180,13 +180,13 @@ class TestTakenAway:
 
     def test_without_its_only_term_a_window_is_averaged(self):
         mean = torch.full((8, 1, 3, 3), 1 / 9)
-        for layer, aways in (
+        for layer, cases in (
             (random_layer(position='none'), ('q.k', 'pixel')),
             (random_layer(logits='qr'), ('q.r',)),
         ):
             values = project_by(layer.value, X).detach()
             expected = torch.nn.functional.conv2d(values, mean, padding=1, groups=8)
-            for away in aways:
+            for away in cases:
                 torch.testing.assert_close(self.output(Case(away), layer, None), expected)
 
     def test_one_layer_only(self):
