@@ -109,6 +109,7 @@ def draw_tradeoff(tradeoff: Mapping) -> Figure:
     kind = 'FLOPs' if tradeoff['kind'] == 'flops' else 'time'
     for panel in panels:
         panel.set_xlabel(f'{kind}, of the convolutional detector')
+        panel.ticklabel_format(useOffset=False)
         panel.grid(alpha=0.3)
     axes.legend(fontsize='small')
     return figure
