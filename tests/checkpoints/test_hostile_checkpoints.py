@@ -23,7 +23,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, checkpoint
+from mmengine.runner import FlexibleRunner, Runner, checkpoint
 
 from sasa_det.checkpoints import loading
 from sasa_det.checkpoints.detector import load_detector
@@ -80,7 +80,7 @@ def hostile(tmp_path, ran):
 def runner(data, tmp_path, hostile):
     """Make a Runner for the digits that is given the hostile file, as train.py and test.py do."""
 
-    def make(**options):
+    def make(kind=Runner, **options):
         config = Config.fromfile(CONFIGS / DIGITS)
         config.merge_from_dict(
             {
@@ -99,7 +99,7 @@ def runner(data, tmp_path, hostile):
         )
         config.test_dataloader, config.test_evaluator = config.val_dataloader, config.val_evaluator
         init_default_scope('mmdet')
-        return Runner.from_cfg(config)
+        return kind.from_cfg(config)
 
     return make
 
@@ -117,6 +117,14 @@ def test_the_file_is_what_it_says(hostile, ran):
 def test_train_refuses_it(runner, ran, resume):
     with pytest.raises(ValueError, match=REFUSED):
         runner(resume=resume).train()
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_flexible_runner_refuses_it_in_our_commands(runner, ran, resume):
+    """It loads before it calls a hook, so that the command's own loaders must be at work."""
+    with safe_loading(), pytest.raises(ValueError, match=REFUSED):
+        runner(FlexibleRunner, resume=resume).train()
     assert not ran.exists()
 
 
