@@ -13,13 +13,12 @@
 #endif
 
 #include <algorithm>
-#include <memory>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "problem.h"
+#include "bands.h"
 
 namespace sasa {
 
@@ -121,39 +120,11 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   return p;
 }
 
-// Cut each phase into bands, compute them on torch's threads, and let the result not depend on the cuts.
-//
-// There are enough bands to keep every thread busy, but of at least min_blocks blocks. Neighbouring bands pack
-// a radius of the same rows, and in the backward recompute them.
-// A task is a band of each phase of one partial: their order is fixed, as they add to the same sums. Without
-// tables every phase is a task of its own.
+// Share the bands among torch's threads.
 template <typename Run>
-void run_bands(const Problem& p, int64_t min_blocks, bool backward, const Run& run) {
-  constexpr int64_t alignment = 64;
-  const int64_t phase_cols = phases(p, p.width), all_phases = phases(p, p.height) * phase_cols;
-  const int64_t partials = p.dtables ? table_partials(p) : all_phases;
-  const int64_t uncut_tasks = p.batch * p.heads * partials;
-  if (uncut_tasks == 0) return;
-  const int64_t wanted = (4 * at::get_num_threads() + uncut_tasks - 1) / uncut_tasks;
-  const int64_t cuts = std::max<int64_t>(1, std::min(wanted, blocks(p) / min_blocks));  // bands of a phase
-  const int64_t bytes = kernels().scratch(p, backward) + alignment;
-  at::parallel_for(0, uncut_tasks * cuts, 1, [&](int64_t first_task, int64_t end_task) {
-    const std::unique_ptr<char[]> memory(new char[bytes]());  // zeros
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    void* aligned = memory.get() + (alignment - address % alignment) % alignment;
-    for (int64_t task = first_task; task < end_task; ++task) {
-      const int64_t image_head = task / cuts / partials, partial = task / cuts % partials, cut = task % cuts;
-      const int64_t image = image_head / p.heads, head = image_head % p.heads;
-      const int64_t first = blocks(p) * cut / cuts * BLOCK_ROWS;
-      const int64_t last = blocks(p) * (cut + 1) / cuts * BLOCK_ROWS;
-      const int64_t end_phase = all_phases * (partial + 1) / partials;
-      for (int64_t phase = all_phases * partial / partials; phase < end_phase; ++phase) {
-        const int64_t row = phase / phase_cols, height = size_at_phase(p, p.height, row);
-        const Band band{image, head, row, phase % phase_cols, first, std::min(last, height), partial};
-        if (band.first < band.last) run(p, band, aligned);
-      }
-    }
-  });
+void run_on_threads(const Problem& p, int64_t min_blocks, bool backward, const Run& run) {
+  const auto share = [](int64_t tasks, const auto& range) { at::parallel_for(0, tasks, 1, range); };
+  run_bands(p, min_blocks, kernels().scratch(p, backward), at::get_num_threads(), share, run);
 }
 
 // ---- Forward and backward. ----
@@ -169,7 +140,7 @@ inline std::tuple<Tensor, Tensor> forward(const Tensor& query, const OptionalTen
   const OptionalTensor row = as_table(rel_row, query), col = as_table(rel_col, query);
   auto p = describe(query, key, value, row, col, logsumexp, options);
   p.output = as_map(output);
-  run_bands(p, 1, false, kernels().forward);
+  run_on_threads(p, 1, false, kernels().forward);
   return {output, logsumexp};
 }
 
@@ -211,7 +182,7 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
     dtables = at::zeros({p.batch, p.heads, partials, blocks(p), p.depth, p.kernel_size}, row->options());
     p.dtables = dtables.data_ptr();
   }
-  run_bands(p, 2, true, kernels().backward);
+  run_on_threads(p, 2, true, kernels().backward);
   if (!row) return {OptionalTensor(), OptionalTensor()};
   const Tensor grad_row = at::empty(rel_row->sizes(), row->options());
   const Tensor grad_col = at::empty(rel_col->sizes(), col->options());
