@@ -80,12 +80,13 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         queries.row_pointers(y, R, layout.margin + x0, q);
         // S = Q K^T + bias.
         compute_logits<R>(p, layout, tables, x0, vectors, q, key_rows, range, logits);
-        // P, not yet divided by its sum, and lse.
+        // P, not yet divided by its sum, and lse if it is wanted.
         for (int64_t v = 0; v < vectors; ++v)
           for (int r = 0; r < R; ++r) {
             const V max = logits.max[v * QUERY_ROWS + r];
             const V sum = softmax_forward<T>(logits.data + (v * QUERY_ROWS + r) * area, area, max);
             logits.max[v * QUERY_ROWS + r] = T(1) / sum;  // in the memory of the maximum
+            if (!p.lse) continue;
             const V lse = max + log_vec(sum) * T(LOG2_E);
             const int64_t x = x0 + v * L;
             T* to = lse_row<T>(p, band, y + r) + x * p.dilation;

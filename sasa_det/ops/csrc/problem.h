@@ -32,7 +32,8 @@ struct Problem {
   const void* rel_row = nullptr;   // (heads or 1, depth / 2, k) in the compute type, or null
   const void* rel_col = nullptr;
   int64_t rel_head = 0;            // elements from one head's table to the next; 0 where all heads share one
-  void* lse = nullptr;             // (B, heads, H, W) in the compute type: log-sum-exp of S, in units of log 2
+  // (B, heads, H, W) in the compute type: log-sum-exp of S, in units of log 2. Null if no backward follows.
+  void* lse = nullptr;
 
   Map output;  // forward only
 
