@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import tarfile
 
-from setuptools import Distribution, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
@@ -28,6 +28,8 @@ except ImportError:
 
 # Python 3.15 and later read the second and ignore the first.
 STARTUP = ['sasa_det.pth', 'sasa_det.start']
+# Python's own flags may ask for debugging data, which takes time. CFLAGS, if set, decides about it.
+OPTIMISED = ['-O3', *([] if 'CFLAGS' in os.environ else ['-g0'])]
 
 
 class BuildWithStartup(build_py):
@@ -105,9 +107,13 @@ def native_kernels():
                 print(f'sasa_det: the C++ kernels were not built, eager is used: {error}')
 
         def get_ext_filename(self, name):
-            """Name the file as native_library.py looks for it."""
-            here = file_name(torch.__version__, torch.compiled_with_cxx11_abi())
-            return os.path.join(*name.split('.')[:-1], here)
+            """Leave Python's version out: native_library.py and onnx_library.py look for these names."""
+            *folders, last = name.split('.')
+            if last == '_native':
+                last = file_name(torch.__version__, torch.compiled_with_cxx11_abi())
+            else:
+                last += '.so'
+            return os.path.join(*folders, last)
 
     file_name = runpy.run_path(os.path.join('sasa_det', 'ops', 'native_library.py'))['file_name']
     kernels = CppExtension(
@@ -115,17 +121,25 @@ def native_kernels():
         sorted(glob.glob('sasa_det/ops/csrc/*.cpp')),
         # OpenMP is for ATen's parallel_for. It is not linked: torch loads the runtime of its own
         # threads, and a second runtime would start as many again.
-        # Python's own flags may ask for debugging data, which takes time. CFLAGS, if set, decides about it.
-        extra_compile_args=[
-            '-O3',
-            *([] if 'CFLAGS' in os.environ else ['-g0']),
-            *(['-fopenmp'] if sys.platform == 'linux' else []),
-        ],
+        extra_compile_args=[*OPTIMISED, *(['-fopenmp'] if sys.platform == 'linux' else [])],
         depends=glob.glob('sasa_det/ops/csrc/*.h'),
     )
     # Not libtorch_python, which is for one version of Python.
     kernels.libraries = ['c10', 'torch_cpu']
-    return [kernels], {'build_ext': BuildOrSayWhyNot}
+    return [kernels, onnx_library()], {'build_ext': BuildOrSayWhyNot}
+
+
+def onnx_library():
+    """Return the library that gives onnxruntime the operator: the same kernels, without torch."""
+    return Extension(
+        'sasa_det.export.libsasa_det_onnx',
+        sorted(glob.glob('sasa_det/export/csrc/*.cpp')),
+        language='c++',
+        # All names but one stay its own: the process may have the same kernels from torch's library.
+        extra_compile_args=['-std=c++17', '-fvisibility=hidden', *OPTIMISED],
+        depends=glob.glob('sasa_det/export/csrc/*.h') + glob.glob('sasa_det/ops/csrc/*.*'),
+        optional=True,  # if it fails, the other kernels are built all the same
+    )
 
 
 data_files = []

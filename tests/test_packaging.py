@@ -126,6 +126,7 @@ def test_the_wheel_holds_every_module_and_config(wheel):
     assert Path(kernels).name == HERE
     if 'CFLAGS' not in os.environ:
         assert b'.debug_info' not in zipfile.ZipFile(wheel).read(kernels)
+    assert 'sasa_det/export/libsasa_det_onnx.so' in held
     assert not [name for name in held if name.startswith(('tests', 'tools', 'configs'))]
 
 
@@ -231,7 +232,7 @@ def test_the_sdist_is_the_same_bytes_twice(source, tmp_path):
         held = {name.partition('/')[2] for name in sdist.getnames()}
     assert f'sasa_det/.mim/configs/{CONFIG}' in held
     assert {'sasa_det.pth', 'sasa_det.start', 'setup.py', 'sasa_det/.mim/model-index.yml'} <= held
-    kernels = {f'sasa_det/ops/csrc/{path.name}' for path in ROOT.glob('sasa_det/ops/csrc/*')}
+    kernels = {str(path.relative_to(ROOT)) for path in ROOT.glob('sasa_det/*/csrc/*.*')}
     assert kernels and kernels <= held
     assert demo_files() <= held
 

@@ -61,7 +61,7 @@ use_as_is() {
 # A change of this key makes .venv incomplete. A virtual environment cannot be moved, hence the folder.
 setup_key() {
     { cat "$ROOT"/{setup.py,pyproject.toml,sasa_det.pth,sasa_det.start,sasa_det/environment/stack.py} \
-          "$ROOT"/sasa_det/ops/csrc/*.{cpp,h}
+          "$ROOT"/sasa_det/{ops,export}/csrc/*.{cpp,h}
       echo "$ROOT ${SASA_TORCH:-} $SASA_STACK $(python_version "$SASA_VENV/bin/python")"; } | cksum
 }
 

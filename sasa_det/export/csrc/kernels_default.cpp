@@ -1,0 +1,2 @@
+#define ONLY_FLOAT_FORWARD
+#include "../../ops/csrc/kernels_default.cpp"
