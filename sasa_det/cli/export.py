@@ -9,6 +9,7 @@ EXAMPLES = """\
 examples:
   sasa-det export retinanet_sasa-tiny_digits work_dirs/quickstart/epoch_8.pth --to onnx
   sasa-det export my_config.py epoch_12.pth --to onnx --nms --out found.onnx --check photos/*.jpg
+  sasa-det export my_config.py epoch_12.pth --to onnx --op native
 
 The model takes images of any size, as the test pipeline loads and resizes them (BGR, 0 to 255); it
 normalises and pads them itself. docs/export.md has its inputs and outputs.
@@ -41,6 +42,13 @@ def add_to(commands) -> None:
         help='have the model suppress overlapping boxes, as test_cfg says',
     )
     parser.add_argument(
+        '--op',
+        choices=('standard', 'native'),
+        default='standard',
+        help='how attention is written: in operators that every runtime has, or as one operator that '
+        'onnxruntime takes from a library of this package and that is faster (default: %(default)s)',
+    )
+    parser.add_argument(
         '--opset', type=int, default=18, help="version of ONNX's operators (default: %(default)s)"
     )
     parser.add_argument(
@@ -65,16 +73,19 @@ def run(options: argparse.Namespace) -> int:
         The exit status: 1 if the exported model and PyTorch find different boxes.
 
     Raises:
-        FileNotFoundError, ValueError: A file is missing or invalid; names it.
+        FileNotFoundError, ValueError: A file is missing or invalid, or the library of --op native; names it.
     """
     from .inputs import find_detector, load
     from .progress import step
 
     find_detector(options)
+    from ..export import native_op_library
     from ..export.to_onnx import check_opset, check_writable, import_onnx
 
     check_opset(options.opset)
     import_onnx()
+    if options.op == 'native':
+        native_op_library()
     out = Path(options.out or Path(options.checkpoint).with_suffix('.onnx'))
     check_writable(out)
     detector = load(options)
@@ -83,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
 
     images = load_images(detector.cfg, options.check or _own_images(detector.cfg))
     with step(f'Exporting to {out}, which takes a minute or a few'):
-        export_onnx(detector, out, options.nms, options.opset)
+        export_onnx(detector, out, options.nms, options.opset, options.op)
     with step(f'Comparing with PyTorch on {len(images)} images'):
         deviation = check_onnx(out, detector, images, options.nms)
     print(f'{out}: {out.stat().st_size / 2**20:.1f} MiB, opset {options.opset}')
@@ -91,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
         f'{deviation.boxes} boxes in {len(images)} images: apart from PyTorch by {deviation.box:.2g} px '
         f'and {deviation.score:.2g} of a score at most'
     )
+    if options.op == 'native':
+        print(f'it needs the library {native_op_library()}, registered in the session')
     if deviation.small:
         return 0
     print(

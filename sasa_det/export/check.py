@@ -1,5 +1,6 @@
 """Does an exported file find the same boxes on real images as PyTorch?"""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Iterable, List, NamedTuple, Union
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from .decoded import DecodedDetector
+from .onnx_library import native_op_library
 
 BOX_LIMIT = 0.01  # pixels
 SCORE_LIMIT = 1e-4
@@ -83,6 +85,29 @@ def test_pipeline(config) -> list:
         ) from None
 
 
+def open_session(path: Union[str, Path], threads: int = 0, spinning: bool = True):
+    """Open a file of either kind, ``--op standard`` or ``native``, in onnxruntime on the CPU.
+
+    Args:
+        path: The file.
+        threads: Number of threads; 0 leaves it to onnxruntime.
+        spinning: Whether threads wait for work by keeping the cores busy, as onnxruntime's do by default.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # otherwise it warns of each constant that it does not fold
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry('session.intra_op.allow_spinning', str(int(spinning)))
+    # A file of standard operators does not need the library, and it may not be built.
+    with suppress(FileNotFoundError):
+        options.register_custom_ops_library(native_op_library())
+    return onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+
+
 def check_onnx(path: Union[str, Path], detector: nn.Module, images: List[dict], nms: bool):
     """Run a file in onnxruntime and compare with PyTorch, image by image.
 
@@ -95,11 +120,7 @@ def check_onnx(path: Union[str, Path], detector: nn.Module, images: List[dict], 
     Returns:
         The largest :class:`Deviation`, over all images.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # otherwise it warns of each constant that it does not fold
-    session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
+    session = open_session(path)
     found = []
     for image in images:
         pixels = image['inputs'][None].float()

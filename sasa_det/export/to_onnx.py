@@ -16,12 +16,18 @@ from ..version import __version__
 from .decoded import Candidates, DecodedDetector
 
 OPSETS = range(18, 24)
+# How attention is written: in ONNX's own operators, or as one that onnxruntime takes from a library.
+OPS = ('standard', 'native')
 # The example size for tracing; height and width must differ, or they become one dimension.
 EXAMPLE = (2, 3, 192, 256)
 
 
 def export_onnx(
-    detector: nn.Module, path: Union[str, Path], nms: bool = False, opset: int = 18
+    detector: nn.Module,
+    path: Union[str, Path],
+    nms: bool = False,
+    opset: int = 18,
+    op: str = 'standard',
 ) -> None:
     """Write a detector as an ONNX file, for batches and images of any size.
 
@@ -30,21 +36,25 @@ def export_onnx(
         path: The file to write.
         nms: Whether the model includes NMS.
         opset: Version of ONNX's operators.
+        op: How attention is written. 'standard': in ONNX's operators, for any runtime. 'native': as one
+            node, for onnxruntime with the library of :func:`sasa_det.export.native_op_library`.
 
     Raises:
         ImportError: A package is missing; names the extra that installs it.
-        ValueError: The detector or the opset cannot be exported.
+        ValueError: The detector, the opset or the op cannot be exported.
         OSError: The file cannot be written.
 
     Examples:
         >>> export_onnx(load_detector(config, 'epoch_12.pth'), 'detector.onnx')  # doctest: +SKIP
     """
     check_opset(opset)
+    if op not in OPS:
+        raise ValueError(f'op must be one of {OPS}, but is {op!r}')
     check_writable(path)
     onnx = import_onnx()
     model = (Candidates if nms else DecodedDetector)(detector).eval()
     outputs = ['boxes', 'scores', 'labels'] if nms else ['boxes', 'scores']
-    proto = translate(export_program(model), ['images'], outputs, opset)
+    proto = translate(export_program(model), ['images'], outputs, opset, op)
     if nms:
         from .suppression import suppress
 
@@ -81,20 +91,33 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
 
 
 def translate(
-    program: torch.export.ExportedProgram, inputs: List[str], outputs: List[str], opset: int
+    program: torch.export.ExportedProgram,
+    inputs: List[str],
+    outputs: List[str],
+    opset: int,
+    op: str = 'standard',
 ):
     """Convert a program, which may hold the operator, to ONNX's operators.
 
     Args:
-        program: A program from :func:`export_program`.
+        program: A program from :func:`export_program`. With op 'native' it is rewritten.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         opset: Version of ONNX's operators.
+        op: See :func:`export_onnx`.
 
     Returns:
         An ``onnx.ModelProto``.
     """
-    from .attention import local_attention
+    if op == 'native':
+        from .native_attention import PACKED_ATTENTION, pack, packed_attention
+
+        pack(program)
+        table = {PACKED_ATTENTION: packed_attention}
+    else:
+        from .attention import local_attention
+
+        table = {torch.ops.sasa_det.local_attention.default: local_attention}
 
     with exporting():
         written = torch.onnx.export(
@@ -103,11 +126,11 @@ def translate(
             opset_version=opset,
             input_names=inputs,
             output_names=outputs,
-            custom_translation_table={torch.ops.sasa_det.local_attention.default: local_attention},
+            custom_translation_table=table,
             verbose=False,
-            # onnxscript would search ten thousand nodes for patterns for many minutes. Runtimes fold
-            # and fuse by themselves when they load the file.
-            optimize=False,
+            # onnxscript would search ten thousand standard nodes for patterns for many minutes. Runtimes
+            # fold and fuse by themselves when they load the file.
+            optimize=op == 'native',
         )
     proto = written.model_proto
     for node in chain(proto.graph.node, *(function.node for function in proto.functions)):

@@ -81,3 +81,21 @@ def build(kind: str):
     for parameter in detector.parameters():
         torch.nn.init.normal_(parameter, std=0.1 if parameter.dim() > 1 else 0.3)
     return detector.eval()
+
+
+def save(detector, folder):
+    """Leave a detector of kind 'retina' in a folder as training does; return its checkpoint."""
+    model = configure('retina').to_dict()
+    (folder / 'small.py').write_text(
+        "custom_imports = dict(imports=['sasa_det'])\n"
+        f'model = {model!r}\n'
+        'image = dict(type="LoadImageFromFile"), dict(type="Resize", scale=(90, 70), keep_ratio=True)\n'
+        'pack = dict(type="PackDetInputs", meta_keys=("img_shape", "ori_shape", "scale_factor"))\n'
+        'test_dataloader = dict(dataset=dict(type="CocoDataset", pipeline=[*image, pack], data_root="data/", '
+        'data_prefix=dict(img="nowhere/")))\n'
+        "default_scope = 'mmdet'\n"
+    )
+    meta = dict(dataset_meta=detector.dataset_meta)
+    checkpoint = folder / 'epoch_1.pth'
+    torch.save(dict(state_dict=detector.state_dict(), meta=meta), checkpoint)
+    return checkpoint

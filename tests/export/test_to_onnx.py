@@ -1,11 +1,10 @@
 import json
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from small_detectors import build, configure
+from small_detectors import build, save
 
 onnx = pytest.importorskip('onnx', reason="the extra 'export' is not installed")
 onnxruntime = pytest.importorskip('onnxruntime', reason="the extra 'export' is not installed")
@@ -90,30 +89,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 @pytest.fixture(scope='module')
 def checkpoint(detector, tmp_path_factory):
     """A folder as training leaves it, of the detector above."""
-    folder = tmp_path_factory.mktemp('trained')
-    config = folder / 'small.py'
-    model = configure('retina').to_dict()
-    config.write_text(
-        "custom_imports = dict(imports=['sasa_det'])\n"
-        f'model = {model!r}\n'
-        'image = dict(type="LoadImageFromFile"), dict(type="Resize", scale=(90, 70), keep_ratio=True)\n'
-        'pack = dict(type="PackDetInputs", meta_keys=("img_shape", "ori_shape", "scale_factor"))\n'
-        'test_dataloader = dict(dataset=dict(type="CocoDataset", pipeline=[*image, pack], data_root="data/", '
-        f'data_prefix=dict(img="nowhere/")))\n'
-        "default_scope = 'mmdet'\n"
-    )
-    meta = dict(dataset_meta=detector.dataset_meta)
-    torch.save(dict(state_dict=detector.state_dict(), meta=meta), folder / 'epoch_1.pth')
-    return folder / 'epoch_1.pth'
-
-
-@pytest.fixture
-def photos(tmp_path):
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / 'a.png', tmp_path / 'b.png']
-    for path, size in zip(paths, [(64, 96, 3), (80, 50, 3)]):
-        cv2.imwrite(str(path), rng.integers(0, 256, size, dtype=np.uint8))
-    return list(map(str, paths))
+    return save(detector, tmp_path_factory.mktemp('trained'))
 
 
 def test_command_with_suppression(checkpoint, photos, capsys):
