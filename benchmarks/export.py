@@ -3,6 +3,7 @@
 
     python -m benchmarks.export                      RetinaNet-R50, 640 x 640, batch 1
     python -m benchmarks.export --size 320 --configs retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco
+    python -m benchmarks.export --op native          attention as one operator, from this package's library
 
 All of it is from raw pixels to every prior's box and scores, without suppression. Before it is timed, what
 was exported is compared with PyTorch. Both take turns, round by round, in one process, with the same number
@@ -24,8 +25,9 @@ from mmdet.utils import register_all_modules
 
 import sasa_det
 from sasa_det.configs import CONFIGS, find_config, read_config
+from sasa_det.export.check import open_session
 from sasa_det.export.decoded import DecodedDetector
-from sasa_det.export.to_onnx import export_onnx
+from sasa_det.export.to_onnx import OPS, export_onnx
 
 from .measuring import (
     above_zero,
@@ -75,12 +77,8 @@ def caller(runtime: str, name: str, path: Path, images: torch.Tensor):
                 return [each.numpy() for each in model(images)]
 
         return call
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
     # Otherwise its threads keep the cores busy between rounds, waiting for work.
-    options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    session = open_session(path, torch.get_num_threads(), spinning=False)
     return lambda: session.run(None, dict(images=images.numpy()))
 
 
@@ -94,6 +92,7 @@ def main() -> None:
     parser.add_argument(
         '--size', type=above_zero(int), default=640, help='edge of the image in pixels'
     )
+    parser.add_argument('--op', default='standard', choices=OPS, help='how attention is written')
     parser.add_argument('--batch', type=above_zero(int), default=1)
     parser.add_argument('--threads', type=above_zero(int), help="default: torch's")
     parser.add_argument(
@@ -118,11 +117,13 @@ def main() -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     machine = describe_machine()
-    machine.update(size=options.size, batch=options.batch, onnxruntime=onnxruntime.__version__)
+    machine.update(
+        size=options.size, batch=options.batch, op=options.op, onnxruntime=onnxruntime.__version__
+    )
     rows, calls = [], {}
     for name in options.configs:
         print('Exporting', name, flush=True)
-        export_onnx(build(name).detector, paths[name])
+        export_onnx(build(name).detector, paths[name], op=options.op)
         both = {runtime: caller(runtime, name, paths[name], images) for runtime in RUNTIMES}
         box, score = (float(abs(a - b).max()) for a, b in zip(*(call() for call in both.values())))
         row = dict(config=name, box=box, score=score, file_mb=paths[name].stat().st_size / 2**20)

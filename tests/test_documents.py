@@ -56,6 +56,7 @@ SHORTER = [
     (r'benchmarks\.attention\b', '--shapes P7 --batches 1 --subjects core --seconds 0.05', ''),
     (r'benchmarks\.detector', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'benchmarks\.export', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
+    (r'--op native|^g\+\+ ', None, 'tests/export/test_native_operator.py'),
     (r'quickstart\.sh --data', '--epochs 1 --work-dir {fresh}', ''),
     (r'quickstart\.sh', '--help', ''),  # the same script, on more images
     (r'demo_detector', None, 'tests/tools/test_shrink_checkpoint.py'),
