@@ -20,6 +20,7 @@
 #include <algorithm>
 
 #define DEV inline
+#define BOTH inline
 #define KERNEL(name) static void name
 
 using std::max;

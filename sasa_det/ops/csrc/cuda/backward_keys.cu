@@ -23,7 +23,7 @@ KERNEL(backward_keys)(const Arguments p) {
   store_tables(tables, p, piece.head, thread);
   for (int row = thread.warp; row < RING_ROWS; row += WARPS)
     for (int i = thread.lane; i < (TERM_ROWS + TERM_COLS) * PITCH; i += 32)
-      store_shared1(ring + row * RING_ROW + ROW_TERMS + 4 * i, as_bits(-INFINITE));
+      store_shared1(ring + row * RING_ROW + ROW_TERMS + 4 * i, as_bits(-infinite()));
 
   const Plane<uint16_t> query = plane_of(p.query, piece), key = plane_of(p.key, piece), grad = plane_of(p.grad, piece);
   const Plane<uint16_t> grad_key = plane_of(p.grad_key, piece);
@@ -69,7 +69,7 @@ KERNEL(backward_keys)(const Arguments p) {
       for (int half = 0; half < 2; ++half) {
         const int in_row = first + 8 * half + g, col = piece.left + in_row - RADIUS;
         const bool there = row >= 0 && row < piece.height && col >= 0 && col < piece.width;
-        minus_lse[half] = -INFINITE;
+        minus_lse[half] = -infinite();
         if (there && in_row < PITCH) minus_lse[half] = as_float(load_shared1(from + LSE + 4 * in_row)) * -p.inverse;
       }
 #pragma unroll

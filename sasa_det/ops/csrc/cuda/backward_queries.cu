@@ -9,7 +9,7 @@ constexpr bool KEEPS = WINDOW <= 7;
 // Sums of dS over the columns, and over the rows, of the window, as strips in shared memory. Zeros beside what is
 // summed are never written.
 constexpr int ROW_PARTS = (HALO_ROWS + 7) / 8;
-constexpr int at_least(int x, int y) { return x > y ? x : y; }
+constexpr BOTH int at_least(int x, int y) { return x > y ? x : y; }
 constexpr int ROW_SUMS = round_up(at_least(8 * ROW_PARTS, 8 * OFFSET_PARTS + TILE_ROWS - 1), 4);
 constexpr int COL_SUMS = round_up(at_least(8 * HALO_PARTS, 8 * OFFSET_PARTS + TILE_COLS - 1), 4);
 constexpr int SUMS = HAS_REL ? 16 * (ROW_SUMS + COL_SUMS) * 4 : 0;   // bytes of a warp
@@ -89,7 +89,7 @@ KERNEL(backward_queries)(const Arguments p) {
     float lses[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half)
-      lses[half] = there[half] ? load_global<float>(lse.at(row + half * HALF_ROWS, col)) : INFINITE;
+      lses[half] = there[half] ? load_global<float>(lse.at(row + half * HALF_ROWS, col)) : infinite();
     wait_for_copies();
     meet_block();
     queries.separate(p.zero);

@@ -13,6 +13,7 @@ typedef long long int64_t;
 #endif
 
 #define DEV __device__ __forceinline__
+#define BOTH __host__ __device__   // constants are computed with it, too
 // A multiprocessor has 65536 registers: a bound of threads is one of registers for each.
 #define KERNEL(name) extern "C" __global__ void __launch_bounds__(65536 / REGISTERS / 32 * 32, 1) name
 #if BF16

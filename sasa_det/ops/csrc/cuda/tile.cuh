@@ -43,7 +43,7 @@ constexpr DEV int channel_of(int t, int word) { return 2 * WORDS_TOGETHER * t + 
 // --- The ring: rows of the block's halo, of two maps. While one chunk of 8 rows is computed with the next, a third
 // is loaded.
 constexpr int CHUNKS = (BLOCK_ROWS + WINDOW - 1 + 7) / 8, RING_ROWS = 8 * (CHUNKS + 1);
-constexpr int round_up(int x, int to) { return (x + to - 1) / to * to; }
+constexpr BOTH int round_up(int x, int to) { return (x + to - 1) / to * to; }
 constexpr int PITCH = round_up(BLOCK_COLS - TILE_COLS + 8 * HALO_PARTS, 4);   // pixels of a row
 constexpr int MAP_ROW = PITCH * PIXEL;                                        // bytes of a row, of one map
 
@@ -300,7 +300,7 @@ struct Writer {
 
 // --- Relative tables
 
-constexpr float INFINITE = __builtin_huge_valf();
+DEV float infinite() { return as_float(0x7f800000); }
 
 // A number of a table of a head, zero where there is none: `channel` counts from the head's first channel.
 DEV uint32_t table_number(const uint16_t* table, int is_col, int channel, int offset) {
@@ -364,7 +364,7 @@ struct Strips {
   uint32_t row_to, col_to, row_from, col_from;
 
   DEV Strips(uint32_t strips, const Thread& thread) {
-    for (int i = thread.lane; i < STRIPS / 4; i += 32) store_shared1(strips + 4 * i, as_bits(-INFINITE));
+    for (int i = thread.lane; i < STRIPS / 4; i += 32) store_shared1(strips + 4 * i, as_bits(-infinite()));
     row_from = strips + thread.g * ROW_STRIP * 4;
     col_from = strips + (16 * ROW_STRIP + thread.g * COL_STRIP + 2 * thread.t) * 4;
     row_to = whole(row_from + (2 * thread.t + thread.row) * 4);
@@ -395,8 +395,8 @@ struct Terms {
         for (int half = 0; half < 2; ++half) {
           const int key_row = first_row + half * HALF_ROWS + offset - RADIUS;
           const bool row_outside = outside || (MASK_BORDER && (key_row < 0 || key_row >= piece.height));
-          store_shared1(strips.row_to + (half * 8 * ROW_STRIP + 8 * part + e) * 4, as_bits(row_outside ? -INFINITE : x[2 * half + e]));
-          store_shared1(strips.col_to + (half * 8 * COL_STRIP + 8 * part + e) * 4, as_bits(col_outside ? -INFINITE : y[2 * half + e]));
+          store_shared1(strips.row_to + (half * 8 * ROW_STRIP + 8 * part + e) * 4, as_bits(row_outside ? -infinite() : x[2 * half + e]));
+          store_shared1(strips.col_to + (half * 8 * COL_STRIP + 8 * part + e) * 4, as_bits(col_outside ? -infinite() : y[2 * half + e]));
         }
       }
     }
