@@ -39,7 +39,7 @@ chosen=() only=() wheel=''
 while (($#)); do
     case "$1" in
         --cell)
-            [[ -n "$(field "${2:-}" 1)" ]] || refuse "--cell must be one of: $(names | xargs); not '${2:-}'"
+            [[ -n "$(field "${2:-}" 1)" ]] || refuse "--cell must be one of: $(names | paste -sd ' '); not '${2:-}'"
             chosen+=("$2")
             shift 2 ;;
         --only)

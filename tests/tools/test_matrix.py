@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-USED = 'awk bash cat cp dirname env git grep mkdir mv paste realpath sed tail tr xargs'.split()
+USED = 'awk bash cat cp dirname env git grep mkdir mv paste realpath sed tail tr'.split()
 # A Python of pyenv that says which it is and makes environments of itself.
 PYTHON = """#!/usr/bin/env bash
 case "$*" in
