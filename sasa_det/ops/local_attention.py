@@ -58,8 +58,8 @@ def local_attention(
     Returns:
         (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.
         A NaN or an infinity makes all that depends on it non-finite, and never reaches another
-        image. But eager and triton compute whole tiles, so more of the same image may become
-        non-finite.
+        image. But eager, triton and cuda compute whole tiles, so more of the same image may
+        become non-finite.
 
     Raises:
         ValueError: An argument is not as above.

@@ -1,5 +1,7 @@
 """The CUDA kernels on the CPU, under an emulator: their values, and what it says of kernels that are wrong.
 
+Where there is a GPU, the values are tested there, too.
+
 tools/checks/cuda_emulated.py runs over all options and more orders of the threads.
 """
 
@@ -7,6 +9,9 @@ import pytest
 import torch
 from cases import Case, assert_within_the_error_of_plain_pytorch, value_and_grads
 from cuda_emulator import Emulator, EmulatorError
+
+from sasa_det.ops import available_backends
+from sasa_det.ops.backends import cuda
 
 # Together every option: depths, windows of each kind of tile, borders, dilation, tables, no key, both types.
 CASES = [
@@ -20,10 +25,24 @@ CASES = [
 ]
 
 
+WHY_NO_GPU = available_backends()['cuda']
+DEVICES = [
+    'cpu',
+    pytest.param(
+        'cuda', marks=pytest.mark.skipif(WHY_NO_GPU is not None, reason=f'cuda: {WHY_NO_GPU}')
+    ),
+]
+
+
+@pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('case, dtype', CASES, ids=str)
-def test_matches_the_reference(case, dtype, monkeypatch):
-    Emulator(monkeypatch)
-    assert_within_the_error_of_plain_pytorch(case, dtype, 'cuda')
+def test_matches_the_reference(case, dtype, device, monkeypatch):
+    if device == 'cpu':
+        Emulator(monkeypatch)
+    else:
+        # The inputs are contiguous, which the backend leaves to Triton, but can copy.
+        monkeypatch.setattr(cuda, 'refuse', lambda query, window: None)
+    assert_within_the_error_of_plain_pytorch(case, dtype, 'cuda', device)
 
 
 def test_the_order_of_threads_changes_no_bit(monkeypatch):
