@@ -27,7 +27,7 @@ _TILE_COLS = {3: 4, 5: 4, 7: 2, 9: 8, 11: 4}
 # which the gradients of the tables are summed, is the same on each GPU.
 _WANTED_BLOCKS, _LEAST_LENGTH = 2048, 2
 _LOG2_E = 1.4426950408889634
-_ADDRESSABLE = 2**31
+_ADDRESSABLE = 2**30
 
 
 class Variant(NamedTuple):
@@ -278,7 +278,7 @@ def fits(x: Tensor) -> bool:
     """Say whether the kernels can read and write a map as it lies in memory.
 
     A pixel's channels must be adjacent, and begin at multiples of 16 bytes. An image's pixels must be within
-    2^31 elements.
+    2^30 elements.
 
     Args:
         x: (B, C, H, W) in a type of two bytes.

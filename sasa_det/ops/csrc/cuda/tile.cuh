@@ -114,7 +114,7 @@ template <typename T>
 struct Plane {
   T* data;
   int row_stride, col_stride;
-  // The host takes no map with an image of 2^31 elements.
+  // The host takes no map with an image of 2^30 elements, so that the halo fits as well.
   DEV T* at(int row, int col) const { return data + (row * row_stride + col * col_stride); }
 };
 DEV Plane<uint16_t> plane_of(const Map& map, const Piece& piece) {
