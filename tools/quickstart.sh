@@ -120,7 +120,7 @@ fi
 if [[ -z "$DATA$EPOCHS" ]]; then
     CONFIG="$DIGITS_CONFIG"
 else
-    CONFIG="$WORK_DIR/config.py"
+    CONFIG="$WORK_DIR/given/config.py"  # training writes its own into the folder
     BASE="$([[ -z "$DATA" ]] && echo "$DIGITS_CONFIG" || echo "$OWN_DATA_BASE")"
     "$PYTHON" -m sasa_det coco-config "${DATA:-data/digits}" --out "$CONFIG" --base "$BASE" \
         ${stretch[@]+"${stretch[@]}"}

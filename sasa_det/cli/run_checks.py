@@ -1,12 +1,14 @@
 """What is checked before one of mmdet's tools starts, as it would be found only after the data is read."""
 
+import io
 import os
+import tokenize
 from pathlib import Path
 from typing import Mapping, Optional
 
 
 def check_run(tool: str, config, given: Mapping) -> None:
-    """Refuse a training in a folder in use, and a run from a checkpoint that does not fit.
+    """Refuse a run in a folder in use, one that replaces a config, and one from a checkpoint that does not fit.
 
     Args:
         tool: 'train' or 'test'.
@@ -15,7 +17,8 @@ def check_run(tool: str, config, given: Mapping) -> None:
 
     Raises:
         RuntimeError: Another process trains in the work_dir.
-        FileNotFoundError, ValueError: The checkpoint cannot be read or does not fit.
+        FileNotFoundError, ValueError: The checkpoint cannot be read or does not fit. Or the work_dir holds a
+            config that the run would replace, or is a file.
         OSError: The work_dir cannot be written to.
 
     Examples:
@@ -28,6 +31,7 @@ def check_run(tool: str, config, given: Mapping) -> None:
     # As mmdet's tools choose it.
     name = Path('work_dirs', Path(given['config']).stem)
     work_dir = Path(given['work_dir'] or config.get('work_dir') or name)
+    _require_no_config_of_a_user(work_dir, given['config'])
     hook = config.get('default_hooks', {}).get('checkpoint') or {}
     checks = hook.get('type') == 'WholeCheckpointHook'
     if tool == 'train':
@@ -41,6 +45,30 @@ def check_run(tool: str, config, given: Mapping) -> None:
         from ..checkpoints.fit import require_fit_before_run
 
         require_fit_before_run(config, checkpoint, resume=tool == 'train')
+
+
+def _require_no_config_of_a_user(work_dir: Path, config: str) -> None:
+    """Raise if a run would put its config, with its bases merged in, in the place of what somebody wrote."""
+    if work_dir.is_file():
+        raise ValueError(f'work_dir {work_dir} is a file; name a folder by --work-dir')
+    # mmengine writes it there, under the given config's name.
+    path = work_dir / f'{Path(config).stem}.py'
+    if path.is_file() and not _is_mmengines(path.read_text(errors='replace')):
+        raise ValueError(
+            f'{path} would be replaced: a run writes its config, with all bases merged in, into its work_dir, '
+            'under this name; name another folder by --work-dir'
+        )
+
+
+def _is_mmengines(text: str) -> bool:
+    """Tell a config that mmengine wrote from one that somebody wrote: it has no base and no comment."""
+    from ..checkpoints.written_config import read_literals
+
+    values = read_literals(text)
+    if values is None or '_base_' in values:
+        return False
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return all(token.type != tokenize.COMMENT for token in tokens)
 
 
 def _resumed_from(config, given: Mapping, hook: Mapping, work_dir: Path) -> Optional[str]:

@@ -48,7 +48,7 @@ def train(folder, data, processes):
         '    checkpoint=dict(by_epoch=False, interval=3))\n'
         'log_processor = dict(window_size=1, by_epoch=False)\n'
     )
-    command = ['-m', 'sasa_det', 'train', 'config.py', '--work-dir', '.']
+    command = ['-m', 'sasa_det', 'train', 'config.py', '--work-dir', 'run']
     if processes > 1:
         launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}']
         command = [*launch, *command, '--launcher', 'pytorch']
@@ -61,9 +61,9 @@ def train(folder, data, processes):
     assert done.returncode == 0, done.stderr[-3000:]
     # DDP warns of gradients that are not laid out as their parameters.
     assert 'Grad strides' not in done.stderr
-    log = next(folder.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    log = next(folder.glob('run/*/vis_data/scalars.json')).read_text().splitlines()
     losses = [entry['loss'] for entry in map(json.loads, log) if 'loss' in entry]
-    weights = torch.load(folder / 'iter_3.pth', weights_only=True)['state_dict']
+    weights = torch.load(folder / 'run' / 'iter_3.pth', weights_only=True)['state_dict']
     return losses, weights, done.stdout
 
 
