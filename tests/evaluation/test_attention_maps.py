@@ -151,9 +151,10 @@ def test_a_batch_of_a_dataloader_is_taken(detector, data_root):
 
 def test_the_model_is_left_as_it_was(detector, data_root):
     detector.train()
+    before = [dict(module._forward_pre_hooks) for module in detector.modules()]
     attention_maps(detector, str(data_root / 'val' / 'image_30.jpg'))
     assert detector.training
-    assert not any(module._forward_pre_hooks for module in detector.modules())
+    assert [dict(module._forward_pre_hooks) for module in detector.modules()] == before
 
 
 def test_without_attention_there_is_nothing():

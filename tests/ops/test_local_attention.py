@@ -25,7 +25,7 @@ TABLE = torch.zeros(1, 2, 3)
         (dict(border='reflect'), r"border must be one of \('zeros', 'mask'\), but is 'reflect'"),
         (dict(scale=float('nan')), r'scale must be a finite number, but is nan'),
         (dict(scale='1'), r"scale must be a finite number, but is '1'"),
-        (dict(backend='cuda'), r"backend must be one of .*'eager'.*, but is 'cuda'"),
+        (dict(backend='cudnn'), r"backend must be one of .*'eager'.*, but is 'cudnn'"),
     ],
 )
 def test_refuses_options(options, message):

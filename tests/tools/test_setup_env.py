@@ -71,7 +71,7 @@ class Machine:
             shutil.copy(ROOT / 'tools' / name, self.root / 'tools')
         for name in ('setup.py', 'pyproject.toml', 'sasa_det.pth', 'sasa_det.start'):
             shutil.copy(ROOT / name, self.root)
-        for name in ('environment', 'ops/csrc'):
+        for name in ('environment', 'ops/csrc', 'export/csrc'):
             shutil.copytree(ROOT / 'sasa_det' / name, self.root / 'sasa_det' / name)
         for name in (*USED, 'flock'):
             (self.path / name).symlink_to(shutil.which(name))
