@@ -1,9 +1,8 @@
 """AP of a detector on labelled images, before and after a conversion."""
 
 import io
-import logging
-from contextlib import contextmanager, redirect_stdout
-from typing import Iterator, List
+from contextlib import redirect_stdout
+from typing import List
 
 import torch
 from mmdet.registry import DATASETS
@@ -12,6 +11,8 @@ from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from torch import nn
+
+from ..evaluation.quiet import quiet
 
 # Names of AP among the metrics of mmdet, by their ends.
 _ENDINGS = ('mAP', '_AP')
@@ -43,7 +44,7 @@ class LabelledImages:
         init_default_scope(config.get('default_scope', 'mmdet'))
         self._evaluator, self._batch = config.val_evaluator, config.val_dataloader.batch_size
         try:
-            with _quiet():
+            with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
                 self._dataset = DATASETS.build(config.val_dataloader.dataset)
         except Exception as error:  # a data set is a program, which may raise any error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -63,7 +64,7 @@ class LabelledImages:
         Raises:
             ValueError: There is no box to find in these images.
         """
-        with _quiet():
+        with quiet():
             evaluator = Evaluator(self._evaluator)
             evaluator.dataset_meta = self._dataset.metainfo
             seen = []
@@ -83,15 +84,3 @@ class LabelledImages:
         if ap < 0:
             raise ValueError('the labelled images have no box to find')
         return 100 * float(ap)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the tables of pycocotools and mmengine's log of each metric to ourselves."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

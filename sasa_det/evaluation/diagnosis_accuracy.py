@@ -1,14 +1,11 @@
 """How much accuracy does a detector owe to each term of its attention's logits?"""
 
-import logging
-import os
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
 
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -17,6 +14,7 @@ from torch.utils.data import DataLoader
 from ..layers import LocalSelfAttention2d
 from ..layers.projection import ConstantProjection, new_projection
 from .attention_maps import attention_layers
+from .quiet import quiet
 
 # What is taken away from the logits, and how a table calls what is left.
 AWAY = {
@@ -108,7 +106,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             for batch in loader:
                 evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
                 tell()
@@ -157,25 +155,11 @@ def build_validation(config: Config) -> Tuple[DataLoader, Evaluator]:
         if not config.get(key):
             raise ValueError(f'{config.filename}: {key} is not set; diagnose looks at its data')
     init_default_scope(config.get('default_scope', 'mmdet'))
-    with _quiet():
+    with quiet():
         loader = Runner.build_dataloader(config.val_dataloader)
         evaluator = Evaluator(config.val_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     return loader, evaluator
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress what pycocotools prints and mmengine logs of an evaluation, errors of an empty one too."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    # Not by logging.disable, which mmengine's loggers do not heed.
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _has(layer: LocalSelfAttention2d, away: str) -> bool:
