@@ -2,6 +2,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from small_detectors import build
+
+
+@pytest.fixture(scope='module')
+def detector():
+    detector = build('retina')
+    detector.dataset_meta = dict(classes=('cat', 'dog', 'owl'))
+    return detector
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from small_detectors import build, save
+from small_detectors import save
 from torch import nn
 
 onnx = pytest.importorskip('onnx', reason="the extra 'export' is not installed")
@@ -160,13 +160,6 @@ def test_each_attention_is_one_node_behind_one_convolution(tmp_path):
             expected = layers(x)
         assert found.shape == tuple(expected.shape)
         assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
-
-
-@pytest.fixture(scope='module')
-def detector():
-    detector = build('retina')
-    detector.dataset_meta = dict(classes=('cat', 'dog', 'owl'))
-    return detector
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_detectors import build, save
+from small_detectors import save
 
 onnx = pytest.importorskip('onnx', reason="the extra 'export' is not installed")
 onnxruntime = pytest.importorskip('onnxruntime', reason="the extra 'export' is not installed")
@@ -12,13 +12,6 @@ onnxruntime = pytest.importorskip('onnxruntime', reason="the extra 'export' is n
 from sasa_det.cli.main import main  # noqa: E402
 from sasa_det.export.decoded import DecodedDetector  # noqa: E402
 from sasa_det.export.to_onnx import check_writable, export_onnx, import_onnx  # noqa: E402
-
-
-@pytest.fixture(scope='module')
-def detector():
-    detector = build('retina')
-    detector.dataset_meta = dict(classes=('cat', 'dog', 'owl'))
-    return detector
 
 
 @pytest.fixture(scope='module')
