@@ -113,7 +113,9 @@ def write_student(
     save(dict(state_dict=conversion.model.state_dict(), meta=meta), checkpoint)
 
 
-def write_finetuning(converted: Path, epochs: int, path: Optional[Path] = None) -> Path:
+def write_finetuning(
+    converted: Path, epochs: int, path: Optional[Path] = None, logits_lr: float = LOGITS_LR
+) -> Path:
     """Write a config that trains a converted detector for a short time.
 
     Args:
@@ -121,6 +123,7 @@ def write_finetuning(converted: Path, epochs: int, path: Optional[Path] = None) 
         epochs: Number of epochs.
         path: The new config's name, in the same folder; by default that of the converted one, with
             ``finetune`` in the place of ``converted``.
+        logits_lr: Learning rate of queries, keys and positions, as a factor to that of the other weights.
 
     Returns:
         The new config.
@@ -131,7 +134,7 @@ def write_finetuning(converted: Path, epochs: int, path: Optional[Path] = None) 
     config = Config.fromfile(converted)
     check_finetuning(config, epochs)
     paramwise = config.optim_wrapper.get('paramwise_cfg') or {}
-    keys = {name: dict(lr_mult=LOGITS_LR) for name in ('.query.', '.key.', '.rel_row', '.rel_col')}
+    keys = {name: dict(lr_mult=logits_lr) for name in ('.query.', '.key.', '.rel_row', '.rel_col')}
     paramwise = dict(paramwise, custom_keys={**paramwise.get('custom_keys', {}), **keys})
     path = path or converted.with_name(converted.name.replace('_converted.py', '_finetune.py'))
     path.write_text(
