@@ -16,12 +16,12 @@ from .projection import ConstantProjection, draw, is_plain, new_projection, proj
 
 POSITIONS = ('relative', 'absolute', 'none')
 LOGITS = ('qk+qr', 'qk', 'qr')
-INITS = ('neighbours', 'random')
+INITS = ('neighbours', 'centre', 'random')
 DOWNSAMPLES = ('pool', 'query')
-# Nats by which the logit of a head's own neighbour exceeds those of the adjacent row and column.
-NEIGHBOUR_LEAD_NATS = 8.0
-# Factor of the std of the query and key weights with that lead; 1 gives content logits of unit variance.
-NEIGHBOUR_STD_FACTOR = 0.3
+# The default of init_lead.
+LEAD_NATS = 8.0
+# Factor of the std of the query and key weights with a lead; 1 gives content logits of unit variance.
+LEAD_STD_FACTOR = 0.3
 # Row and column offset in pixels of each head's own neighbour, in the order of the heads.
 NEIGHBOURS = ((0, 1), (1, 0), (0, -1), (-1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1))
 
@@ -70,14 +70,16 @@ class LocalSelfAttention2d(nn.Module):
         backend: See :func:`sasa_det.ops.local_attention`.
         init: 'neighbours': the query bias points each head at a different neighbour. The layer then
             starts close to a convolution rather than a plain average; needs a bias and relative
-            positions. 'random': logits of unit variance, biases of zero. By default 'neighbours'
-            where possible, else 'random'.
+            positions. 'centre': likewise, but every head at the pixel itself. 'random': logits of unit
+            variance, biases of zero. By default 'neighbours' where possible, else 'random'.
         downsample: What a stride above 1 does. 'pool': attention at every pixel, then average pooling
             over stride x stride, the paper's replacement of a strided convolution. 'query': only every
             stride-th row and column has an output, as in a strided convolution; not in the paper.
         constant_query: Learn one query for all pixels in the place of a projection. With logits='qr' the
             weights are then the same at every pixel: a learned shift of each head, as a control of what
             attention is worth. Not in the paper.
+        init_lead: With init='neighbours' or 'centre', by how many nats the logit of the cell that a head
+            points at exceeds those of the other rows and columns, at least. 8 by default.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -111,6 +113,7 @@ class LocalSelfAttention2d(nn.Module):
         init: Optional[str] = None,
         downsample: str = 'pool',
         constant_query: bool = False,
+        init_lead: Optional[float] = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -118,6 +121,7 @@ class LocalSelfAttention2d(nn.Module):
         stride, dilation = _as_one('stride', stride), _as_one('dilation', dilation)
         logits = _choose_logits(position, logits)
         init = _choose_init(init, bias, position)
+        init_lead = _choose_lead(init_lead, init)
         check_window(kernel_size, num_heads, dilation, border, scale, backend)
         _check_channels(in_channels, out_channels, num_heads, position)
         if not isinstance(stride, int) or stride < 1:
@@ -142,6 +146,7 @@ class LocalSelfAttention2d(nn.Module):
         self.scale = scale
         self.backend = backend
         self.init = init
+        self.init_lead = init_lead
         self.constant_query = constant_query
 
         self.value_std = in_channels**-0.5 if value_std is None else value_std
@@ -179,15 +184,15 @@ class LocalSelfAttention2d(nn.Module):
             nn.init.normal_(self.rel_row, std=std)
             nn.init.normal_(self.rel_col, std=std)
 
-    def _point_at_neighbours(self) -> None:
-        """With init='neighbours', set the query biases to point each head at a different neighbour.
+    def _point_heads(self) -> None:
+        """Set the query biases to point each head at a different neighbour, or all at the centre.
 
         With random logits a layer starts close to a plain average, and a stack of averages loses
         detail. If all heads attended to the pixel itself, they would see no shapes. So heads start
         apart, by the construction of Cordonnier et al. (https://arxiv.org/abs/1911.03584) for a
         convolution. The content term is learned from there.
         """
-        if self.init != 'neighbours' or self.kernel_size == 1:
+        if self.init == 'random' or self.kernel_size == 1:
             return
         depth = self.out_channels // self.num_heads
         half, entry = depth // 2, depth**-0.25
@@ -198,11 +203,12 @@ class LocalSelfAttention2d(nn.Module):
         plane = torch.stack([angles.cos(), angles.sin()]) * 2**0.5
         directions = plane.repeat(-(-half // 2), 1)[:half] if half > 1 else torch.eye(3)[1:2]
         bias = self.query.bias.data.view(self.num_heads, 2, half)
+        apart = self.init == 'neighbours' and half > 1 < self.num_heads
         for head in range(self.num_heads):
-            row, col = NEIGHBOURS[head % len(NEIGHBOURS)] if half > 1 < self.num_heads else (0, 0)
+            row, col = NEIGHBOURS[head % len(NEIGHBOURS)] if apart else (0, 0)
             bias[head, 0] = entry * directions[:, 1 + row]
             bias[head, 1] = entry * directions[:, 1 + col]
-        lead = directions * (NEIGHBOUR_LEAD_NATS / entry / directions[:, 1].square().sum())
+        lead = directions * (self.init_lead / entry / directions[:, 1].square().sum())
         centre = self.kernel_size // 2
         for table in (self.rel_row.data, self.rel_col.data):
             # Random components in this plane would give heads random preferences, so they are removed.
@@ -215,8 +221,8 @@ class LocalSelfAttention2d(nn.Module):
         depth = self.out_channels // self.num_heads
         # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
         std = self.in_channels**-0.5 * depth**-0.25
-        if self.init == 'neighbours':
-            std *= NEIGHBOUR_STD_FACTOR
+        if self.init != 'random':
+            std *= LEAD_STD_FACTOR
         if self.constant_query:
             # As large as the queries of an input of unit variance.
             nn.init.normal_(self.query.bias, std=self.in_channels**0.5 * std)
@@ -228,7 +234,7 @@ class LocalSelfAttention2d(nn.Module):
         if self.out_proj is not None:
             draw(self.out_proj, self.out_channels**-0.5)
         self._reset_positions()
-        self._point_at_neighbours()
+        self._point_heads()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend, and downsample if the layer has a stride."""
@@ -368,12 +374,24 @@ def _choose_init(init: Optional[str], bias: bool, position: str) -> str:
         return 'neighbours' if can_point else 'random'
     if init not in INITS:
         raise ValueError(f'init must be one of {INITS} or None, but is {init!r}')
-    if init == 'neighbours' and not can_point:
+    if init != 'random' and not can_point:
         raise ValueError(
-            "init='neighbours' points heads by the bias of the queries at relative positions: it needs "
+            f'init={init!r} points heads by the bias of the queries at relative positions: it needs '
             f"bias=True and position='relative', but bias={bias!r} and position={position!r}"
         )
     return init
+
+
+def _choose_lead(init_lead: Optional[float], init: str) -> float:
+    if init_lead is None:
+        return LEAD_NATS
+    if init == 'random':
+        raise ValueError(
+            f"init_lead is for init='neighbours' or 'centre', but is {init_lead!r} where init is 'random'"
+        )
+    if not (_is_finite(init_lead) and init_lead >= 0):
+        raise ValueError(f'init_lead must be a finite number of at least 0, but is {init_lead!r}')
+    return float(init_lead)
 
 
 def _check_channels(in_channels: int, out_channels: int, num_heads: int, position: str) -> None:

@@ -206,6 +206,22 @@ def test_heads_of_two_channels_start_out_at_the_pixel_itself():
     assert weights[:, :, 2, 2].min() > 0.5
 
 
+@pytest.mark.parametrize('init', ['neighbours', 'centre'])
+@pytest.mark.parametrize('lead', [None, 2.0, 0.0])
+def test_a_head_starts_ahead_by_the_lead_where_it_points(init, lead):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(
+        64, kernel_size=5, num_heads=4, bias=True, init=init, init_lead=lead
+    )
+    # Without content the queries are their bias.
+    logits = layer.attention_terms(torch.zeros(1, 64, 9, 9), torch.tensor([[4, 4]])).position[0]
+    for head, (row, col) in enumerate(NEIGHBOURS[:4] if init == 'neighbours' else [(0, 0)] * 4):
+        own = logits[head, 2 + row, 2 + col].item()
+        others = logits[head].clone()
+        others[2 + row, 2 + col] = -torch.inf
+        assert own - others.max().item() == pytest.approx(8.0 if lead is None else lead, abs=1e-4)
+
+
 @pytest.mark.parametrize('options', [dict(), dict(bias=True, init='random')])
 def test_a_random_start_is_without_preference(options):
     torch.manual_seed(0)
@@ -246,6 +262,12 @@ def test_the_default_start_is_that_of_0_1():
 def test_pointing_at_neighbours_needs_a_bias_and_relative_positions(options):
     with pytest.raises(ValueError, match="init='neighbours' points heads by the bias"):
         LocalSelfAttention2d(16, num_heads=4, init='neighbours', **options)
+    with pytest.raises(ValueError, match="init='centre' points heads by the bias"):
+        LocalSelfAttention2d(16, num_heads=4, init='centre', **options)
+    with pytest.raises(ValueError, match="init_lead is for init='neighbours' or 'centre'"):
+        LocalSelfAttention2d(16, num_heads=4, init_lead=4.0, **options)
+    with pytest.raises(ValueError, match='init_lead must be a finite number of at least 0'):
+        LocalSelfAttention2d(16, num_heads=4, bias=True, init_lead=-1)
     with pytest.raises(ValueError, match=r"init must be one of .* but is 'zeros'"):
         LocalSelfAttention2d(16, num_heads=4, init='zeros')
 
