@@ -83,14 +83,9 @@ def run(options: argparse.Namespace) -> None:
         import torch
 
         from ..checkpoints.detector import load_detector
+        from ..evaluation.accuracy import build_validation, evaluate
         from ..evaluation.diagnosis import diagnose, spread
-        from ..evaluation.diagnosis_accuracy import (
-            AWAY,
-            build_validation,
-            evaluate,
-            list_cases,
-            measure,
-        )
+        from ..evaluation.diagnosis_accuracy import AWAY, list_cases, measure
         from ..visualization.diagnosis_page import AS_TRAINED, as_content, write_diagnosis
 
         config = read_config(path, options.cfg_options)

@@ -1,17 +1,16 @@
 """AP of a detector on labelled images, before and after a conversion."""
 
-import io
-from contextlib import redirect_stdout
 from typing import List
 
-import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import Evaluator
 from mmengine.registry import init_default_scope
 from torch import nn
+from torch.utils.data import DataLoader, Subset
 
+from ..evaluation.accuracy import evaluate
 from ..evaluation.quiet import quiet
 
 # Names of AP among the metrics of mmdet, by their ends.
@@ -44,7 +43,7 @@ class LabelledImages:
         init_default_scope(config.get('default_scope', 'mmdet'))
         self._evaluator, self._batch = config.val_evaluator, config.val_dataloader.batch_size
         try:
-            with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
+            with quiet():
                 self._dataset = DATASETS.build(config.val_dataloader.dataset)
         except Exception as error:  # a data set is a program, which may raise any error
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -59,26 +58,24 @@ class LabelledImages:
         """Measure a detector's AP, in per cent.
 
         Args:
-            model: The detector, in eval mode.
+            model: The detector.
 
         Raises:
             ValueError: There is no box to find in these images.
         """
         with quiet():
             evaluator = Evaluator(self._evaluator)
-            evaluator.dataset_meta = self._dataset.metainfo
-            seen = []
-            for begin in range(0, len(self.indices), self._batch):
-                items = [self._dataset[i] for i in self.indices[begin : begin + self._batch]]
-                batch = pseudo_collate(items)
-                with torch.no_grad():
-                    found = model.val_step(batch)
-                seen += [each.img_id for each in found]
-                evaluator.process(data_samples=found, data_batch=batch)
+        evaluator.dataset_meta = self._dataset.metainfo
+        if len(self.indices) < len(self._dataset):
             for metric in evaluator.metrics:
-                if len(seen) < len(self._dataset) and hasattr(metric, 'img_ids'):
-                    metric.img_ids = seen  # else all that the file names are looked for
-            numbers = evaluator.evaluate(len(seen))
+                if hasattr(metric, 'img_ids'):  # else all that the file names are looked for
+                    metric.img_ids = [
+                        self._dataset.get_data_info(i)['img_id'] for i in self.indices
+                    ]
+        images = Subset(self._dataset, self.indices)
+        numbers = evaluate(
+            model, DataLoader(images, self._batch, collate_fn=pseudo_collate), evaluator
+        )
         # mmdet gives no number of a detector that finds nothing, and -1 where there is nothing to find.
         ap = next((value for key, value in numbers.items() if key.endswith(_ENDINGS)), 0.0)
         if ap < 0:

@@ -1,20 +1,14 @@
 """How much accuracy does a detector owe to each term of its attention's logits?"""
 
 from contextlib import ExitStack, contextmanager
-from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional
 
 import torch
-from mmengine.config import Config
-from mmengine.evaluator import Evaluator
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ..layers import LocalSelfAttention2d
 from ..layers.projection import ConstantProjection, new_projection
 from .attention_maps import attention_layers
-from .quiet import quiet
 
 # What is taken away from the logits, and how a table calls what is left.
 AWAY = {
@@ -86,35 +80,6 @@ def taken_away(model: nn.Module, case: Case, queries: Mapping[str, Tensor]) -> I
         yield
 
 
-def evaluate(
-    model: nn.Module,
-    loader: DataLoader,
-    evaluator: Evaluator,
-    tell: Callable[[], None] = lambda: None,
-) -> Dict[str, float]:
-    """Evaluate a detector.
-
-    Args:
-        model: The detector.
-        loader: Gives batches of the data.
-        evaluator: Knows the data's classes.
-        tell: Is called after each batch.
-
-    Returns:
-        The evaluator's numbers, by name; the main one is the first.
-    """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), quiet():
-            for batch in loader:
-                evaluator.process(data_samples=model.val_step(batch), data_batch=batch)
-                tell()
-            return evaluator.evaluate(len(loader.dataset))
-    finally:
-        model.train(was_training)
-
-
 def measure(
     model: nn.Module,
     cases: List[Case],
@@ -127,7 +92,7 @@ def measure(
         model: The model, which is left as it was.
         cases: From :func:`list_cases`.
         queries: As for :func:`taken_away`.
-        run: Evaluates the model as it is then, such as by :func:`evaluate`.
+        run: Evaluates the model as it is then, such as by :func:`~sasa_det.evaluation.accuracy.evaluate`.
 
     Returns:
         The numbers of each case, the main one first as mmdet's evaluators have it. CocoMetric gives no
@@ -139,27 +104,6 @@ def measure(
             found[case] = run(case)
     names = next(filter(None, found.values()), {})
     return {case: numbers or dict.fromkeys(names, 0.0) for case, numbers in found.items()}
-
-
-def build_validation(config: Config) -> Tuple[DataLoader, Evaluator]:
-    """Build a config's validation data and evaluator.
-
-    Args:
-        config: A config of mmdet.
-
-    Raises:
-        ValueError: The config has none.
-        FileNotFoundError: The data are not there.
-    """
-    for key in ('val_dataloader', 'val_evaluator'):
-        if not config.get(key):
-            raise ValueError(f'{config.filename}: {key} is not set; diagnose looks at its data')
-    init_default_scope(config.get('default_scope', 'mmdet'))
-    with quiet():
-        loader = Runner.build_dataloader(config.val_dataloader)
-        evaluator = Evaluator(config.val_evaluator)
-    evaluator.dataset_meta = loader.dataset.metainfo
-    return loader, evaluator
 
 
 def _has(layer: LocalSelfAttention2d, away: str) -> bool:

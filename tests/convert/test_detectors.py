@@ -378,7 +378,7 @@ def labelled(photos, tmp_path, teacher):
 
 @pytest.mark.parametrize('most', [2, 10])
 def test_ap_is_that_of_the_images_that_were_taken(labelled, most):
-    class Knows:
+    class Knows(nn.Module):
         def val_step(self, data):
             for sample in data['data_samples']:
                 box = torch.tensor([[20.0, 20.0, 50.0, 60.0]])
@@ -387,7 +387,7 @@ def test_ap_is_that_of_the_images_that_were_taken(labelled, most):
                 )
             return data['data_samples']
 
-    class FindsNothing:
+    class FindsNothing(nn.Module):
         def val_step(self, data):
             for sample in data['data_samples']:
                 sample.pred_instances = InstanceData(

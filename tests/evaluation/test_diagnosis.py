@@ -7,12 +7,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from sasa_det.evaluation.accuracy import build_validation, evaluate
 from sasa_det.evaluation.diagnosis import diagnose, diagnose_heads, mean_of_heads, spread
 from sasa_det.evaluation.diagnosis_accuracy import (
     AWAY,
     Case,
-    build_validation,
-    evaluate,
     list_cases,
     measure,
     taken_away,

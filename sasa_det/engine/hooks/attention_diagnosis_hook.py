@@ -52,13 +52,9 @@ class AttentionDiagnosisHook(Hook):
             runner: The runner.
             metrics: Those of the evaluation.
         """
+        from ...evaluation.accuracy import evaluate
         from ...evaluation.diagnosis import HeadDiagnosis, diagnose, mean_of_heads, spread
-        from ...evaluation.diagnosis_accuracy import (
-            AWAY,
-            evaluate,
-            list_cases,
-            measure,
-        )
+        from ...evaluation.diagnosis_accuracy import AWAY, list_cases, measure
 
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         loader = runner.val_dataloader
