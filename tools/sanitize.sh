@@ -19,4 +19,4 @@ ls sasa_det/ops/_native*.so >/dev/null
 # Python frees little.
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$copy" \
-    "$PYTHON" -m pytest -p no:cacheprovider tests/ops -k native "$@"
+    "$PYTHON" -m pytest -p no:cacheprovider tests/ops -k 'native or project' "$@"

@@ -1,58 +1,19 @@
 """Projection and attention in one autograd Function, which saves the input but no projection."""
 
-from typing import List, Optional, Tuple
+from typing import List, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import wrap_torch_function
 
 from ..ops import local_attention
 from ..ops.autograd import below_autograd, is_transformed
-from ..ops.huge_pages import with_huge_pages
+from ..ops.project import is_followed, project, project_backward
 from ..ops.torch_library import ATTEND_BACKWARD_INTO, is_autocast_enabled
 from ..ops.window import empty_output
 
 # In the order of the op's schema.
 _OPTIONS = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
-
-
-# torch.fx and other tensor-likes see one call, and not the choices, which read what only a tensor knows.
-@wrap_torch_function(lambda x, *_, **__: (x,))
-def project(
-    x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, out: Optional[Tensor] = None
-) -> Tensor:
-    """Project every pixel's channels, as a 1x1 convolution does.
-
-    Args:
-        x: (B, in_channels, H, W).
-        weight: (out_channels, in_channels).
-        bias: (out_channels,), or None.
-        out: A contiguous tensor for the result, outside of autograd. Only if x is a contiguous map on the
-            CPU.
-
-    Returns:
-        (B, out_channels, H, W).
-
-    Examples:
-        >>> project(torch.zeros(2, 8, 4, 5), torch.zeros(16, 8)).shape
-        torch.Size([2, 16, 4, 5])
-    """
-    if not _is_one_product(x):
-        return F.conv2d(x, weight[:, :, None, None], bias)
-    weight = weight.expand(x.shape[0], -1, -1)
-    flat = x.flatten(2)
-    to = {} if out is None else dict(out=out.flatten(2))
-    if bias is None:
-        y = torch.bmm(weight, flat, **to)
-    else:
-        y = torch.baddbmm(bias[:, None], weight, flat, **to)
-    return y.unflatten(2, x.shape[2:])
-
-
-def _is_one_product(x: Tensor) -> bool:
-    # On the CPU one matrix product per image is faster than oneDNN's 1x1 convolution.
-    return x.is_cpu and x.is_contiguous()
 
 
 @wrap_torch_function(lambda x, *_, **__: (x,))
@@ -98,14 +59,10 @@ def projected_attention(
         zeros = torch.zeros(len(weights[0]), dtype=weight.dtype, device=weight.device)
         bias = torch.cat([zeros if each is None else each for each in biases])
     inputs = (x, weight, bias, rel_row, rel_col)
-    # Tracers, compilers and transforms do not see into an autograd.Function, nor into an `out=`.
-    dual = torch.autograd.forward_ad._current_level >= 0
-    followed = torch.jit.is_tracing() or _is_compiling() or is_transformed() or dual
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if learns and not followed and options['backend'] != 'reference':
+    if learns and options['backend'] != 'reference' and not is_followed():
         return _ProjectedAttention.apply(*inputs, len(weights), options)
-    y = (project if followed or learns else _project_anew)(x, weight, bias)
-    query, key, value = _split(y, len(weights))
+    query, key, value = _split(project(x, weight, bias), len(weights))
     return local_attention(query, key, value, rel_row, rel_col, **options)
 
 
@@ -127,49 +84,15 @@ def check_map(x: Tensor, in_channels: int, dtype: Optional[torch.dtype] = None) 
         )
 
 
-def _project_anew(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """Project as `project` does, outside of autograd, and into huge pages where that is faster."""
-    # torch < 2.4 cannot count the FLOPs of an `out=`, and has other names for autocast's state.
-    if not hasattr(torch, 'get_autocast_dtype') or torch.is_autocast_enabled('cpu'):
-        return project(x, weight, bias)
-    if not _is_one_product(x):
-        return project(x, weight, bias)
-    out = with_huge_pages(x.new_empty(x.shape[0], len(weight), *x.shape[2:]))
-    return project(x, weight, bias, out)
-
-
-def _project_backward(grad: Tensor, x: Tensor, weight: Tensor, wanted: Tuple[bool, ...]) -> list:
-    """Compute the gradients of `project`'s x, weight and bias; None for those not needed."""
-    if not _is_one_product(x):
-        grads = torch.ops.aten.convolution_backward(
-            grad, x, weight[:, :, None, None], [len(weight)],
-            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, list(wanted),
-        )  # fmt: skip
-        return [grads[0], None if grads[1] is None else grads[1].view_as(weight), grads[2]]
-    flat, grad = x.flatten(2), grad.flatten(2)
-    back = weight.t().expand(x.shape[0], -1, -1)
-    return [
-        torch.bmm(back, grad).view_as(x) if wanted[0] else None,
-        torch.bmm(grad, flat.transpose(1, 2)).sum(0) if wanted[1] else None,
-        grad.sum((0, 2)) if wanted[2] else None,
-    ]
-
-
 def _split(y: Tensor, parts: int) -> tuple:
     maps = y.chunk(parts, 1)
     return maps if parts == 3 else (maps[0], None, maps[1])
 
 
-def _is_compiling() -> bool:
-    if hasattr(torch, 'compiler') and hasattr(torch.compiler, 'is_compiling'):
-        return torch.compiler.is_compiling()
-    return torch._dynamo.is_compiling()  # torch < 2.3
-
-
 class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, rel_row, rel_col, parts, options):
-        y = _project_anew(x, weight, bias)
+        y = project(x, weight, bias)
         ctx.options = tuple(options[name] for name in _OPTIONS)
         inputs = (*_split(y, parts), rel_row, rel_col)
         output, logsumexp = below_autograd(*inputs, *ctx.options)
@@ -187,7 +110,7 @@ class _ProjectedAttention(torch.autograd.Function):
             return *_differentiable_grads(ctx, grad, inputs), None, None
         with torch.autocast(grad.device.type, enabled=False):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
-            y = _project_anew(x, weight, bias).to(map_dtype)
+            y = project(x, weight, bias).to(map_dtype)
             # One tensor for queries, keys and values, as the projection's backward takes it.
             grad_y = empty_output(y)
             tables = ATTEND_BACKWARD_INTO(
@@ -200,7 +123,7 @@ class _ProjectedAttention(torch.autograd.Function):
             )
             del y
             wanted = ctx.needs_input_grad[:3]
-            projected = _project_backward(grad_y.to(x_dtype), x, weight, wanted)
+            projected = project_backward(grad_y.to(x_dtype), x, weight, wanted)
         grads = (*projected, *tables)
         return (
             *(g.to(each.dtype) if each is not None and needed else None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from .projected_attention import project
+from ..ops.project import project
 
 
 def new_projection(in_channels: int, out_channels: int, bias: bool) -> nn.Linear:

@@ -64,6 +64,25 @@ def register_with_torch(flop_counter: ModuleType) -> None:
     ) -> int:
         return count_backward(query, key, rel_row, kernel_size)
 
+    from .native_library import load
+
+    if load()[0] is None:
+        return
+    projections = torch.ops.sasa_det_native
+
+    # One side of each product has the size of the weight, the other the pixels of the map.
+    @register(projections.project)
+    def _(x, weight, *args, **kw) -> int:
+        return 2 * prod(weight) * x[0] * prod(x[2:])
+
+    @register(projections.project_back)
+    def _(grad, weight, *args, **kw) -> int:
+        return 2 * prod(weight) * grad[0] * prod(grad[2:])
+
+    @register(projections.weight_gradient)
+    def _(grad, x, *args, **kw) -> int:
+        return 2 * grad[1] * prod(x)
+
 
 def register_with_mmengine(complexity_analysis: ModuleType) -> None:
     """Make mmengine's FlopAnalyzer and ActivationAnalyzer count attention; a multiply-add is one FLOP.

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "launch.h"
+#include "projection.h"
 
 namespace {
 
@@ -165,6 +166,14 @@ TORCH_LIBRARY(sasa_det_native, library) {
               ", Tensor logsumexp, Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value, "
               OPTIONS_SCHEMA ") -> (Tensor?, Tensor?)",
               &backward);
+  // As ../project.py calls them. Counters of FLOPs see them, as they have kernels for a device.
+  const auto cpu = c10::DispatchKey::CPU;
+  library.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  library.impl("project", torch::dispatch(cpu, &sasa::project));
+  library.def("project_back(Tensor grad, Tensor weight) -> Tensor");
+  library.impl("project_back", torch::dispatch(cpu, &sasa::project_back));
+  library.def("weight_gradient(Tensor grad, Tensor x) -> Tensor");
+  library.impl("weight_gradient", torch::dispatch(cpu, &sasa::weight_gradient));
 }
 
 }  // namespace

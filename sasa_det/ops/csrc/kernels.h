@@ -10,6 +10,7 @@
 #include "forward.h"
 #if !defined(ONLY_FLOAT_FORWARD)
 #include "backward.h"
+#include "matmul.h"
 #endif
 
 namespace sasa {
@@ -31,6 +32,7 @@ int64_t forward_bytes(const Problem& p) {
 int64_t scratch(const Problem& p, bool) { return forward_bytes<float>(p); }
 void forward(const Problem& p, const Band& band, void* memory) { forward_band<float>(p, band, memory); }
 constexpr decltype(Kernels::backward) backward = nullptr;
+constexpr Multiplication multiplication{};
 
 #else
 
@@ -53,6 +55,9 @@ void backward(const Problem& p, const Band& band, void* memory) {
   if (p.type == Type::Double) backward_band<double>(p, band, memory);
   else backward_band<float>(p, band, memory);
 }
+
+constexpr Multiplication multiplication{PANEL_ROWS, PANEL_COLUMNS, pack_panels<PANEL_ROWS>,
+                                        pack_panels<PANEL_COLUMNS>, multiply_panels};
 
 #endif
 

@@ -8,6 +8,6 @@
 #include "kernels.h"
 
 const sasa::Kernels& sasa::kernels_avx512() {
-  static const Kernels kernels{"avx512", scratch, forward, backward};
+  static const Kernels kernels{"avx512", scratch, forward, backward, multiplication};
   return kernels;
 }

@@ -4,6 +4,6 @@
 #include "kernels.h"
 
 const sasa::Kernels& sasa::kernels_default() {
-  static const Kernels kernels{"default", scratch, forward, backward};
+  static const Kernels kernels{"default", scratch, forward, backward, multiplication};
   return kernels;
 }

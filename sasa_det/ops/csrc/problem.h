@@ -73,12 +73,32 @@ static inline int64_t table_partials(const Problem& p) {
   return most < 1 ? 1 : most < all ? most : all;
 }
 
+// A part of a matrix product's result, from packed panels of both matrices.
+struct Tile {
+  int64_t rows, columns, depth;
+  float* result;
+  int64_t stride;  // of the result's rows; a row is dense
+  bool add;        // to what the result holds
+  // Added, if not null: a number for each row, or for each column.
+  const float *row_bias, *column_bias;
+};
+
+// How matrices of float are multiplied; matmul.h says how it works.
+struct Multiplication {
+  int64_t panel_rows, panel_columns;
+  // Pack `lines` of `depth` numbers, whose strides are in elements, into panels of A's rows or B's columns.
+  void (*pack_rows)(const float* from, int64_t line, int64_t step, int64_t lines, int64_t depth, float* to);
+  void (*pack_columns)(const float* from, int64_t line, int64_t step, int64_t lines, int64_t depth, float* to);
+  void (*multiply)(const Tile&, const float* a, const float* b, bool b_outside);
+};
+
 struct Kernels {
   const char* capability;
   // Bytes of scratch memory of one thread. It starts as zeros, and goes from band to band as it is.
   int64_t (*scratch)(const Problem&, bool backward);
   void (*forward)(const Problem&, const Band&, void* scratch);
   void (*backward)(const Problem&, const Band&, void* scratch);
+  Multiplication multiplication;  // null where there is only inference in onnxruntime
 };
 
 const Kernels& kernels_default();
