@@ -109,6 +109,8 @@ def compare() -> argparse.ArgumentParser:
     Examples:
         >>> compare().parse_args(['a.py', 'b.py', '--work-dir', 'ab']).seeds
         3
+        >>> compare().parse_args(['a.py', '--work-dir', 'a', '--sweep', 'optim_wrapper.optimizer.lr=1,2']).sweep
+        ['optim_wrapper.optimizer.lr=1,2']
     """
     parser = argparse.ArgumentParser(
         prog='sasa-det compare',
@@ -120,4 +122,13 @@ def compare() -> argparse.ArgumentParser:
         '--seeds', type=int, default=3, help='number of seeds; default: %(default)s'
     )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
+    parser.add_argument(
+        '--sweep',
+        nargs='+',
+        default=[],
+        metavar='KEY=V1,V2',
+        help='train each config with each combination of these values and the first seed, and with the '
+        "other seeds at its best by AP; values as --cfg-options takes them, and a '*' in a key stands for "
+        'each key at its place; a batch size leaves the learning rate as it is, so sweep both',
+    )
     return parser

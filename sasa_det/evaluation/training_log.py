@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import List, NamedTuple, Union
+from typing import List, NamedTuple, Sequence, Union
 
 
 class TrainingLog(NamedTuple):
@@ -12,11 +12,13 @@ class TrainingLog(NamedTuple):
         train: Records with losses, in order of 'step', the iteration.
         val: Records with metrics, in order of 'step', the epoch or else the iteration.
         files: Their files, oldest first.
+        diagnosis: Records of AttentionDiagnosisHook, in order of 'step', the iteration.
     """
 
     train: List[dict]
     val: List[dict]
     files: List[Path]
+    diagnosis: Sequence[dict] = ()
 
     @property
     def val_unit(self) -> str:
@@ -61,7 +63,7 @@ def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
     paths = sorted(Path(work_dir).glob(pattern))
     if not paths:
         raise FileNotFoundError(f'{Path(work_dir) / pattern}: no such training log')
-    train, val, files = [], [], []
+    train, val, files, diagnosis = [], [], [], []
     for path in paths:
         records = _read_lines(path)
         new_train = [record for record in records if 'loss' in record]
@@ -73,12 +75,14 @@ def read_training_log(work_dir: Union[str, Path]) -> TrainingLog:
         start = first.get('epoch', first['step']) if by_epoch else first['step']
         train = [record for record in train if record['step'] < first['step']]
         val = [record for record in val if record['step'] < start]
+        diagnosis = [record for record in diagnosis if record['step'] < first['step']]
         train += new_train
         val += [record for record in records if any('mAP' in key for key in record)]
+        diagnosis += [record for record in records if 'diagnosis/entropy' in record]
         files.append(path)
     if not train:
         raise ValueError(f'{paths[-1]}: no record of training in it; is it empty?')
-    return TrainingLog(train, val, files)
+    return TrainingLog(train, val, files, diagnosis)
 
 
 def _read_lines(path: Path) -> List[dict]:

@@ -1,7 +1,8 @@
 """How do configs compare? Train each with several seeds, and report accuracy against cost.
 
 ``sasa-det compare CONFIG... --work-dir DIR --seeds 3`` writes a table, a plot and JSON, updated
-after each run. After an interruption the same command resumes.
+after each run. After an interruption the same command resumes. ``--sweep KEY=V1,V2`` compares each config
+at the best of some settings.
 """
 
 import json
@@ -10,7 +11,7 @@ import signal
 import statistics
 import sys
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -26,12 +27,15 @@ from ..configs import describe_parts, find_config, read_config
 from ..engine.work_dir_lock import hold_work_dir
 from ..evaluation.costs import Costs, build_model, count_costs
 from ..evaluation.training_log import read_training_log
+from .sweep import as_cfg_options, describe, folder_name, read_sweep, short_names
 from .training_run import RunFailed, TrainingRun
 
 COLUMNS = dict(
     AP='AP', AP50='AP50', AP75='AP75', train_seconds='training, s', train_mb='training, MB',
     test_ms='inference, ms per image', test_mb='inference, MB',
 )  # fmt: skip
+# Of runs with AttentionDiagnosisHook.
+DIAGNOSED = dict(entropy='entropy', share_qk='share of q.k')
 
 
 class Entry(NamedTuple):
@@ -43,7 +47,9 @@ class Entry(NamedTuple):
         results: The result of :meth:`TrainingRun.finish`, by seed.
         label: Its label in a plot's legend; None for its name.
         epochs: Number of epochs of each run.
-        batch_size: Images per step.
+        batch_size: Images per step and process.
+        setting: The chosen value by key of a sweep; None without one.
+        tried: All that the sweep tried, each with its 'setting' and its result; a failed one without.
     """
 
     name: str
@@ -52,10 +58,16 @@ class Entry(NamedTuple):
     label: Optional[str] = None
     epochs: Optional[int] = None
     batch_size: Optional[int] = None
+    setting: Optional[Mapping[str, str]] = None
+    tried: Sequence[dict] = ()
 
     def mean(self, column: str) -> float:
         """Mean over the seeds."""
         return statistics.fmean(result[column] for result in self.results.values())
+
+    def has(self, column: str) -> bool:
+        """Whether all results have a number."""
+        return bool(self.results) and all(column in each for each in self.results.values())
 
     def error(self, column: str) -> Optional[float]:
         """Standard error of the mean; None for a single seed.
@@ -89,20 +101,50 @@ def as_markdown(entries: Sequence[Entry]) -> str:
     Args:
         entries: The configs; those without a result are left out.
     """
-    titles = ['config', 'seeds', 'epochs', 'batch', *COLUMNS.values(), 'M parameters', 'GFLOPs']
-    lines = [titles, ['---'] * len(titles)]
+    swept = any(entry.setting for entry in entries)
+    diagnosed = [key for key in DIAGNOSED if any(entry.has(key) for entry in entries)]
+    titles = ['config', 'seeds', 'epochs', 'batch', *['chosen'] * swept, *COLUMNS.values()]
+    lines = [[*titles, *(DIAGNOSED[key] for key in diagnosed), 'M parameters', 'GFLOPs']]
     for entry in entries:
         if entry.results:
             cells = [entry.name, str(len(entry.results)), str(entry.epochs), str(entry.batch_size)]
-            for column in COLUMNS:
-                error = entry.error(column)
-                digits = 0 if column.endswith(('seconds', 'mb')) else 1
-                spread = '' if error is None else f' ± {error:.{digits}f}'
-                cells.append(f'{entry.mean(column):.{digits}f}{spread}')
+            cells += [describe(entry.setting or {})] * swept
+            cells += [_mean_cell(entry, column) for column in (*COLUMNS, *diagnosed)]
             cells += [f'{entry.costs.parameters / 1e6:.3f}', f'{entry.costs.flops / 1e9:.3f}']
             lines.append(cells)
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    return f'{table}\n\nGFLOPs are per image, and a multiply-add counts as two.\n'
+    text = f'{_table(lines)}\nGFLOPs are per image, and a multiply-add counts as two.\n'
+    if swept:
+        text += (
+            '\nEach config is at its best of what was tried with the first seed, which is therefore a '
+            f'favourable one. All that was tried:\n\n{_tried_table(entries, diagnosed)}'
+        )
+    return text
+
+
+def _mean_cell(entry: Entry, column: str) -> str:
+    if not entry.has(column):
+        return ''
+    digits = 0 if column.endswith(('seconds', 'mb')) else 3 if column in DIAGNOSED else 1
+    error = entry.error(column)
+    spread = '' if error is None else f' ± {error:.{digits}f}'
+    return f'{entry.mean(column):.{digits}f}{spread}'
+
+
+def _tried_table(entries: Sequence[Entry], diagnosed: Sequence[str]) -> str:
+    names = short_names(next(entry.setting for entry in entries if entry.setting))
+    lines = [['config', *names.values(), 'AP', *(DIAGNOSED[key] for key in diagnosed)]]
+    for entry in entries:
+        for each in entry.tried:
+            cells = [entry.name, *(each['setting'][key] for key in names)]
+            cells.append(f'{each["AP"]:.1f}' if 'AP' in each else 'failed')
+            cells += [f'{each[key]:.3f}' if key in each else '' for key in diagnosed]
+            lines.append(cells)
+    return _table(lines)
+
+
+def _table(lines: List[List[str]]) -> str:
+    ruled = [lines[0], ['---'] * len(lines[0]), *lines[1:]]
+    return ''.join(f'| {" | ".join(line)} |\n' for line in ruled)
 
 
 def draw(entries: Sequence[Entry]) -> Figure:
@@ -148,14 +190,35 @@ def draw_training(folders: Dict[str, Path]) -> Figure:
     Args:
         folders: By config, the folder of one training.
     """
+    curves = {name: read_training_log(folder).train for name, folder in folders.items()}
+    return _draw_curves(curves, dict(loss='loss', grad_norm="gradient's norm"), yscale='log')
+
+
+def draw_attention(folders: Dict[str, Path]) -> Optional[Figure]:
+    """Plot what heads attend to, over the iterations; None if AttentionDiagnosisHook was in no training.
+
+    Args:
+        folders: By config, the folder of one training.
+    """
+    curves = {name: read_training_log(folder).diagnosis for name, folder in folders.items()}
+    if not any(curves.values()):
+        return None
+    labels = {
+        'diagnosis/entropy': "entropy of a head's weights\nover that of equal weights",
+        'diagnosis/share_qk': "share of the logits' variance\nthat is q.k's",
+    }
+    return _draw_curves({name: each for name, each in curves.items() if each}, labels, marker='o')
+
+
+def _draw_curves(
+    curves: Mapping[str, Sequence[dict]], labels: Dict[str, str], yscale: str = 'linear', **style
+) -> Figure:
     figure = Figure(figsize=(8, 6), layout='constrained')
-    for axes, key, label in zip(
-        figure.subplots(2, sharex=True), ('loss', 'grad_norm'), ('loss', "gradient's norm")
-    ):
-        for name, folder in folders.items():
-            records = [record for record in read_training_log(folder).train if key in record]
-            axes.plot([r['step'] for r in records], [r[key] for r in records], label=name)
-        axes.set(yscale='log', ylabel=label)
+    for axes, (key, label) in zip(figure.subplots(len(labels), sharex=True), labels.items()):
+        for name, all_records in curves.items():
+            records = [record for record in all_records if key in record]
+            axes.plot([r['step'] for r in records], [r[key] for r in records], label=name, **style)
+        axes.set(yscale=yscale, ylabel=label)
         axes.grid(alpha=0.3)
     axes.set_xlabel('iteration')
     if axes.lines:
@@ -165,6 +228,8 @@ def draw_training(folders: Dict[str, Path]) -> Figure:
 
 def write(entries: Sequence[Entry], work_dir: Path) -> None:
     """Write compare.json, compare.md, compare.png and, of the first seeds, training.png.
+
+    If trainings had AttentionDiagnosisHook, attention.png shows it over the first seeds' iterations.
 
     Args:
         entries: With any number of results.
@@ -178,6 +243,7 @@ def write(entries: Sequence[Entry], work_dir: Path) -> None:
             batch_size=e.batch_size,
             **e.costs._asdict(),
             results={str(k): r for k, r in e.results.items()},
+            **(dict(setting=e.setting, tried=e.tried) if e.tried else {}),
         )
         for e in entries
     ]
@@ -185,11 +251,18 @@ def write(entries: Sequence[Entry], work_dir: Path) -> None:
     (work_dir / 'compare.md').write_text(as_markdown(entries))
     draw(entries).savefig(work_dir / 'compare.png', dpi=120)
     trained = {
-        e.label or e.name: work_dir / e.name / f'seed_{min(e.results)}'
+        e.label or e.name: _run_dir(work_dir, e.name, e.setting or {}, min(e.results))
         for e in entries
         if e.results
     }
     draw_training(trained).savefig(work_dir / 'training.png', dpi=120)
+    attention = draw_attention(trained)
+    if attention is not None:
+        attention.savefig(work_dir / 'attention.png', dpi=120)
+
+
+def _run_dir(work_dir: Path, name: str, setting: Mapping[str, str], seed: int) -> Path:
+    return work_dir / name / folder_name(setting) / f'seed_{seed}'
 
 
 def compare(
@@ -198,24 +271,34 @@ def compare(
     seeds: int = 3,
     cfg_options: Sequence[str] = (),
     quiet: bool = False,
+    sweep: Sequence[str] = (),
 ) -> List[str]:
     """Finish all runs: all configs with one seed, then with the next.
 
+    With a sweep, the first seed trains each config with each combination of the values. The other seeds
+    train it with its best one by AP.
+
     Args:
         configs: Paths of the configs, with distinct names.
-        work_dir: The folder; each run is in its ``NAME/seed_N``.
+        work_dir: The folder; each run is in its ``NAME/seed_N``, with a sweep in
+            ``NAME/KEY=VALUE,.../seed_N``.
         seeds: Number of seeds, from 0.
         cfg_options: Changes to all configs, as mmdet's ``--cfg-options`` takes them.
         quiet: Show no progress.
+        sweep: See :func:`~sasa_det.experiments.sweep.read_sweep`; each config must have the keys.
 
     Returns:
         The failures, one line each.
 
     Raises:
-        ValueError: Two configs have one name, seeds is below 1, or the folder has other runs.
+        ValueError: Two configs have one name, seeds is below 1, a config lacks a key of the sweep, or the
+            folder has other runs.
 
     Examples:
         >>> compare(['a.py', 'b.py'], 'work_dirs/compare', seeds=3)  # doctest: +SKIP
+        []
+        >>> sweep = ['optim_wrapper.optimizer.lr=0.01,0.02', 'train_dataloader.batch_size=4,8']
+        >>> compare(['a.py', 'b.py'], 'work_dirs/sweep', sweep=sweep)  # doctest: +SKIP
         []
     """
     names = [Path(config).stem for config in configs]
@@ -223,26 +306,41 @@ def compare(
         raise ValueError(f'configs must have different names, but are {names}')
     if seeds < 1:
         raise ValueError(f'seeds must be at least 1, but is {seeds}')
+    settings = read_sweep(sweep)
+    paths = dict(zip(names, configs))
+    read = {name: read_config(path, cfg_options) for name, path in paths.items()}
     work_dir = Path(work_dir)
-    runs = {
-        (name, seed): TrainingRun(config, seed, work_dir / name / f'seed_{seed}', cfg_options)
-        for seed in range(seeds)
-        for name, config in zip(names, configs)
-    }
-    read = {name: read_config(path, cfg_options) for name, path in zip(names, configs)}
+
+    def options(name: str, setting: Mapping[str, str]) -> List[str]:
+        return [*cfg_options, *as_cfg_options(setting, read[name], name)]
+
+    def run_of(name: str, setting: Mapping[str, str], seed: int) -> TrainingRun:
+        folder = _run_dir(work_dir, name, setting, seed)
+        return TrainingRun(paths[name], seed, folder, options(name, setting))
+
+    first, *others = range(seeds)
+    tries = [(name, setting) for setting in settings for name in names]
+    runs = [run_of(name, setting, first) for name, setting in tries]
     labels = {name: describe_parts(config.model) for name, config in read.items()}
-    if len(set(labels.values())) < len(labels):
+    if len(set(labels.values())) < len(labels) or any(
+        key.startswith('model.') for key in settings[0]
+    ):
         labels = {}
-    entries = {}
-    for name, config in read.items():
-        entries[name] = Entry(
+
+    def entry_of(name: str, setting: Mapping[str, str], tried: Sequence[dict]) -> Entry:
+        config = read_config(paths[name], options(name, setting))
+        return Entry(
             name,
             cost_for_test_image(config),
             {},
             labels.get(name),
             config.train_cfg.get('max_epochs'),
             config.train_dataloader.batch_size,
+            setting or None,
+            tried,
         )
+
+    entries = {name: entry_of(name, settings[0], []) for name in names}
     failed = []
     columns = (
         BarColumn(),
@@ -252,18 +350,39 @@ def compare(
     )
     console = Console(quiet=quiet)
     with Progress(*columns, console=console, disable=quiet) as progress:
-        task = progress.add_task('', total=len(runs))
-        for (name, seed), run in runs.items():
+        task = progress.add_task('', total=len(runs) + len(others) * len(names))
 
-            def tell(text, name=name, seed=seed):
-                progress.update(task, description=f'{name}, seed {seed}: {text}')
-
+        def finish(run: TrainingRun, name: str, setting: Mapping[str, str]) -> Optional[dict]:
+            """Return the result; None for a failure, which is noted."""
+            what = ', '.join(filter(None, (name, describe(setting), f'seed {run.seed}')))
             try:
-                entries[name].results[seed] = run.finish(tell)
+                return run.finish(lambda text: progress.update(task, description=f'{what}: {text}'))
             except RunFailed as error:
-                failed.append(f'{name}, seed {seed}: {error}')
+                failed.append(f'{what}: {error}')
+                return None
+            finally:
+                progress.advance(task)
+
+        for (name, setting), run in zip(tries, runs):
+            result, best = finish(run, name, setting), entries[name]
+            if setting:
+                best.tried.append(dict(setting=setting, **(result or {})))
+            if result is not None:
+                if not best.results or result['AP'] > best.results[first]['AP']:
+                    if best.setting != (setting or None):
+                        entries[name] = entry_of(name, setting, best.tried)
+                    entries[name].results[first] = result
             write(list(entries.values()), work_dir)
-            progress.advance(task)
+        for seed in others:
+            for name, entry in entries.items():
+                if sweep and not entry.results:  # all failed, so that none is the best
+                    progress.advance(task)
+                    continue
+                setting = entry.setting or {}
+                result = finish(run_of(name, setting, seed), name, setting)
+                if result is not None:
+                    entry.results[seed] = result
+                write(list(entries.values()), work_dir)
     return failed
 
 
@@ -282,7 +401,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         configs = [find_config(name) for name in arguments.configs]
         hold_work_dir(arguments.work_dir)
-        failed = compare(configs, arguments.work_dir, arguments.seeds, arguments.cfg_options)
+        failed = compare(
+            configs,
+            arguments.work_dir,
+            arguments.seeds,
+            arguments.cfg_options,
+            sweep=arguments.sweep,
+        )
     except KeyboardInterrupt:
         print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)
         return 130

@@ -67,7 +67,8 @@ class TrainingRun:
         Returns:
             The COCO metrics 'AP', 'AP50' and 'AP75' in per cent. 'train_seconds' leaves validation
             out. 'train_mb' and 'test_mb' are the peak memory of the GPU, or of the process without
-            one. 'test_ms' is milliseconds per image, without loading.
+            one. 'test_ms' is milliseconds per image, without loading. With AttentionDiagnosisHook,
+            'entropy' and 'share_qk' are its last means over heads.
 
         Raises:
             RunFailed: A tool failed.
@@ -89,6 +90,9 @@ class TrainingRun:
             train_mb=gpu_mb or self._peaks()['train'],
             test_mb=test_mb,
         )
+        for name in ('entropy', 'share_qk'):
+            if log.diagnosis:
+                result[name] = log.diagnosis[-1][f'diagnosis/{name}']
         text = json.dumps(result, indent=2) + '\n'
         write_whole(self.work_dir / 'result.json', text.encode())
         return result

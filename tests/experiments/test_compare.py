@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from sasa_det.data.digits import make_digits
 from sasa_det.evaluation.costs import Costs
@@ -19,6 +20,7 @@ from sasa_det.experiments.compare import (
     draw_training,
     main,
 )
+from sasa_det.experiments.sweep import as_cfg_options, read_sweep
 from sasa_det.experiments.training_run import RunFailed, TrainingRun, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +138,136 @@ def test_what_fails_is_said_and_the_rest_goes_on(options, tmp_path, monkeypatch)
     assert [len(entry['results']) for entry in content] == [0, 2]
     loss, norm = draw_training({TINY.stem: tmp_path / TINY.stem / 'seed_0'}).axes
     assert [list(axes.lines[0].get_ydata()) for axes in (loss, norm)] == [[2.0, 1.0], [1, 2]]
+
+
+LR, BATCH = 'optim_wrapper.optimizer.lr', 'train_dataloader.batch_size'
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Runs that end at once: their folders in order. Each config's AP is highest at a rate of its own."""
+    folders = []
+
+    def run(self, tool, *arguments, watch):
+        if tool == 'train':
+            folders.append(self.work_dir)
+            log = self.work_dir / '20260101_120000' / 'vis_data' / 'scalars.json'
+            log.parent.mkdir(parents=True)
+            found = {'diagnosis/entropy': 0.25, 'diagnosis/share_qk': 0.125}
+            log.write_text(
+                f'{json.dumps(dict(loss=1.0, step=1))}\n{json.dumps(dict(found, step=2))}\n'
+            )
+            (self.work_dir / 'last_checkpoint').write_text('epoch_2.pth')
+            (self.work_dir / 'peaks.json').write_text('{"train": 7}')
+        return 5
+
+    def numbers(self):
+        best = 0.02 if 'sasa' in self.config_path else 0.01
+        ap = 50 - 1000 * abs(self.config.optim_wrapper.optimizer.lr - best) + self.seed
+        return dict(AP=ap, AP50=60.0, AP75=41.0, test_ms=1.0)
+
+    monkeypatch.setattr(TrainingRun, '_run', run)
+    monkeypatch.setattr(TrainingRun, '_test_numbers', numbers)
+    monkeypatch.setattr(
+        'sasa_det.experiments.compare.cost_for_test_image', lambda _: Costs(1, 1, 1)
+    )
+    monkeypatch.setattr(Figure, 'savefig', lambda self, path, **options: Path(path).touch())
+    return folders
+
+
+def test_a_sweep_takes_each_config_at_its_best_and_goes_on_where_it_stopped(
+    trained, tmp_path, monkeypatch
+):
+    sasa = TINY.with_name('retinanet_sasa-tiny_digits.py')
+    sweep = [f'{LR}=0.01,0.02', f'{BATCH}=4']
+    finish = TrainingRun.finish
+
+    def interrupted(self, tell):
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return finish(self, tell)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingRun, 'finish', interrupted)
+        compare([TINY, sasa], tmp_path, 2, quiet=True, sweep=sweep)
+    assert len(json.loads((tmp_path / 'compare.json').read_text())[0]['tried']) == 2
+
+    assert compare([TINY, sasa], tmp_path, 2, quiet=True, sweep=sweep) == []
+    assert [str(folder.relative_to(tmp_path)) for folder in trained] == [
+        f'{TINY.stem}/lr=0.01,batch_size=4/seed_0',
+        f'{sasa.stem}/lr=0.01,batch_size=4/seed_0',
+        f'{TINY.stem}/lr=0.02,batch_size=4/seed_0',
+        f'{sasa.stem}/lr=0.02,batch_size=4/seed_0',
+        f'{TINY.stem}/lr=0.01,batch_size=4/seed_1',
+        f'{sasa.stem}/lr=0.02,batch_size=4/seed_1',
+    ]
+    conv, attention = json.loads((tmp_path / 'compare.json').read_text())
+    assert conv['setting'] == {LR: '0.01', BATCH: '4'} and conv['batch_size'] == 4
+    assert attention['setting'] == {LR: '0.02', BATCH: '4'}
+    assert [result['AP'] for result in attention['results'].values()] == [50, 51]
+    assert [(each['setting'][LR], each['AP']) for each in conv['tried']] == [
+        ('0.01', 50), ('0.02', 40)
+    ]  # fmt: skip
+    text = (tmp_path / 'compare.md').read_text()
+    assert f'| {TINY.stem} | 2 | 8 | 4 | lr=0.01, batch_size=4 | 50.5 ± 0.5 |' in text
+    assert '| config | lr | batch_size | AP | entropy | share of q.k |' in text
+    assert f'| {sasa.stem} | 0.01 | 4 | 40.0 | 0.250 | 0.125 |' in text
+    assert (tmp_path / 'attention.png').is_file()
+
+
+def test_a_setting_that_fails_is_not_the_best(trained, tmp_path, monkeypatch):
+    def fail(self):
+        raise RunFailed('no')
+
+    numbers = TrainingRun._test_numbers
+    monkeypatch.setattr(
+        TrainingRun,
+        '_test_numbers',
+        lambda self: (fail if self.config.optim_wrapper.optimizer.lr == 0.01 else numbers)(self),
+    )
+    failed = compare([TINY], tmp_path, 2, quiet=True, sweep=[f'{LR}=0.01,0.02'])
+    assert failed == [f'{TINY.stem}, lr=0.01, seed 0: no']
+    (entry,) = json.loads((tmp_path / 'compare.json').read_text())
+    assert entry['setting'] == {LR: '0.02'} and len(entry['results']) == 2
+    assert f'| {TINY.stem} | 0.01 | failed |' in (tmp_path / 'compare.md').read_text()
+
+    failed = compare([TINY], tmp_path / 'none', 2, quiet=True, sweep=[f'{LR}=0.01'])
+    assert failed == [f'{TINY.stem}, lr=0.01, seed 0: no']
+
+
+def test_a_sweep_names_what_a_config_lacks(tmp_path):
+    expected = "retinanet_tiny_digits has no 'optim_wrapper.lr'; .* which has clip_grad, optimizer"
+    with pytest.raises(ValueError, match=expected):
+        compare([TINY], tmp_path, sweep=['optim_wrapper.lr=1,2'])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_star_stands_for_each_key_at_its_place():
+    config = read_config(TINY)
+    options = as_cfg_options({'optim_wrapper.paramwise_cfg.*.*.lr_mult': '1'}, config, TINY.stem)
+    names = ('query', 'key', 'rel_row', 'rel_col')
+    assert options == [
+        f'optim_wrapper.paramwise_cfg.custom_keys.{name}.lr_mult=1' for name in names
+    ]
+    assert as_cfg_options({'param_scheduler.1.end': '24'}, config, TINY.stem) == [
+        'param_scheduler.1.end=24'
+    ]
+
+
+@pytest.mark.parametrize('text', ['lr', 'lr=', 'lr=1,,2', '=1'])
+def test_a_sweep_is_keys_and_values(text):
+    with pytest.raises(ValueError, match='--sweep takes KEY=V1,V2, but got'):
+        read_sweep([text])
+
+
+@pytest.mark.parametrize('sweep', [['lr=1,1'], ['lr=1', 'lr=2']])
+def test_a_sweep_has_nothing_twice(sweep):
+    with pytest.raises(ValueError, match='--sweep has a key or a value twice'):
+        read_sweep(sweep)
+
+
+def test_a_comma_in_brackets_is_a_values_own():
+    assert read_sweep(['a=(1,2),[(3,4),5]']) == [{'a': '(1,2)'}, {'a': '[(3,4),5]'}]
 
 
 @pytest.fixture
