@@ -8,7 +8,7 @@ from torch.overrides import wrap_torch_function
 
 from ..ops import local_attention
 from ..ops.autograd import below_autograd, is_transformed
-from ..ops.project import is_followed, project, project_backward
+from ..ops.project import is_followed, project, project_backward, takes
 from ..ops.torch_library import ATTEND_BACKWARD_INTO, is_autocast_enabled
 from ..ops.window import empty_output
 
@@ -62,6 +62,12 @@ def projected_attention(
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and options['backend'] != 'reference' and not is_followed():
         return _ProjectedAttention.apply(*inputs, len(weights), options)
+    if not learns and not is_followed() and _is_one_call(x, weight, bias, options['backend']):
+        chosen = (options[name] for name in _OPTIONS)
+        tables = (rel_row, rel_col)
+        return torch.ops.sasa_det_native.attend(
+            x, weight, bias, *tables, len(weights) == 3, *chosen
+        )[0]
     query, key, value = _split(project(x, weight, bias), len(weights))
     return local_attention(query, key, value, rel_row, rel_col, **options)
 
@@ -84,6 +90,11 @@ def check_map(x: Tensor, in_channels: int, dtype: Optional[torch.dtype] = None) 
         )
 
 
+def _is_one_call(x: Tensor, weight: Tensor, bias: Optional[Tensor], backend: str) -> bool:
+    # In C++ a few rows are projected at a time, so that Q, K and V stay in a cache.
+    return backend in ('auto', 'native') and takes(x, weight, bias)
+
+
 def _split(y: Tensor, parts: int) -> tuple:
     maps = y.chunk(parts, 1)
     return maps if parts == 3 else (maps[0], None, maps[1])
@@ -92,13 +103,18 @@ def _split(y: Tensor, parts: int) -> tuple:
 class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, rel_row, rel_col, parts, options):
-        y = project(x, weight, bias)
         ctx.options = tuple(options[name] for name in _OPTIONS)
-        inputs = (*_split(y, parts), rel_row, rel_col)
-        output, logsumexp = below_autograd(*inputs, *ctx.options)
-        ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
         ctx.parts = parts
-        ctx.dtypes = y.dtype, output.dtype  # autocast may have changed either
+        if _is_one_call(x, weight, bias, options['backend']):
+            output, logsumexp = torch.ops.sasa_det_native.attend(
+                x, weight, bias, rel_row, rel_col, parts == 3, *ctx.options
+            )
+            ctx.dtypes = x.dtype, output.dtype
+        else:
+            y = project(x, weight, bias)
+            output, logsumexp = below_autograd(*_split(y, parts), rel_row, rel_col, *ctx.options)
+            ctx.dtypes = y.dtype, output.dtype  # autocast may have changed either
+        ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
         return output
 
     @staticmethod

@@ -75,6 +75,12 @@ def register_with_torch(flop_counter: ModuleType) -> None:
     def _(x, weight, *args, **kw) -> int:
         return 2 * prod(weight) * x[0] * prod(x[2:])
 
+    @register(projections.attend)
+    def _(x, weight, bias, rel_row, rel_col, has_key, kernel_size, *args, **kw) -> int:
+        query = (x[0], weight[0] // (2 + has_key), *x[2:])
+        attention = count_macs(query, kernel_size, has_key, rel_row is not None)
+        return 2 * (prod(weight) * x[0] * prod(x[2:]) + attention)
+
     @register(projections.project_back)
     def _(grad, weight, *args, **kw) -> int:
         return 2 * prod(weight) * grad[0] * prod(grad[2:])

@@ -39,7 +39,7 @@ def project(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         torch.Size([2, 16, 4, 5])
     """
     inputs = (x, weight, bias)
-    if is_followed() or not _takes(*inputs):
+    if is_followed() or not takes(*inputs):
         return _by_pytorch(*inputs)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in inputs):
         return _Project.apply(*inputs)
@@ -65,7 +65,7 @@ def project_backward(
         >>> [each.tolist() for each in project_backward(x, x, weight, (False, True, True))[1:]]
         [[[4.0]], [4.0]]
     """
-    if _takes(grad, weight, None) and _takes(x, weight, None):
+    if takes(grad, weight, None) and takes(x, weight, None):
         kernels = torch.ops.sasa_det_native
         return (
             kernels.project_back(grad, weight) if wanted[0] else None,
@@ -106,8 +106,18 @@ def _is_compiling() -> bool:
     return torch._dynamo.is_compiling()  # torch < 2.3
 
 
-def _takes(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> bool:
-    """Whether the kernels take a projection."""
+def takes(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> bool:
+    """Say whether the C++ kernels take a projection: of plain tensors, in float32, on the CPU.
+
+    Args:
+        x: The map.
+        weight: The weight.
+        bias: The bias, or None.
+
+    Examples:
+        >>> takes(torch.zeros(1, 8, 4, 5).double(), torch.zeros(16, 8).double(), None)
+        False
+    """
     given = [each for each in (x, weight, bias) if each is not None]
     return (
         _native is not None

@@ -145,3 +145,57 @@ def test_autocast_and_other_types_go_to_pytorch():
     with torch.autocast('cpu', torch.bfloat16):
         assert project(x, weight).dtype == torch.bfloat16
     assert project(x.double(), weight.double()).dtype == torch.float64
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    images=st.integers(1, 3),
+    inputs=st.sampled_from([3, 16, 400]),
+    # Less than a strip, and several.
+    height=st.sampled_from([5, 40, 90]),
+    width=st.integers(1, 20),
+    kernel_size=st.sampled_from([1, 3, 7]),
+    has_key=st.booleans(),
+    layout=st.sampled_from(LAYOUTS),
+    border=st.sampled_from(['zeros', 'mask']),
+    threads=st.integers(1, 3),
+)
+def test_attention_by_strips_has_the_bits_of_that_by_operators(
+    seed, images, inputs, height, width, kernel_size, has_key, layout, border, threads
+):
+    outputs = 8 * (2 + has_key)
+    x, weight, bias, _ = maps(seed, images, inputs, outputs, height, width, layout)
+    tables = maps(seed, 2, kernel_size, 1, 1, 2, torch.contiguous_format)[0].permute(0, 3, 1, 2)
+    tables = tables.reshape(2, 2, kernel_size).unsqueeze(1).contiguous()
+    options = (kernel_size, 2, 1, border, 0.7, 'native')
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        result = torch.ops.sasa_det_native.attend(x, weight, bias, *tables, has_key, *options)
+    finally:
+        torch.set_num_threads(before)
+    query, *key, value = project(x, weight, bias).chunk(2 + has_key, 1)
+    expected = torch.ops.sasa_det.local_attention(
+        query, key[0] if key else None, value, *tables, *options
+    )
+    assert all(map(torch.equal, result, expected))
+
+
+@pytest.mark.parametrize('kernel_size, words', [(2, 'kernel_size'), (-1, 'kernel_size')])
+def test_the_raw_layer_refuses_what_the_operator_refuses(kernel_size, words):
+    arguments = (torch.zeros(1, 4, 60, 5), torch.zeros(12, 4), None, None, None, True)
+    with pytest.raises((RuntimeError, ValueError), match=words):
+        torch.ops.sasa_det_native.attend(*arguments, kernel_size, 2, 1, 'zeros', 1.0, 'auto')
+    with pytest.raises(RuntimeError, match='not those of 3 projections'):
+        torch.ops.sasa_det_native.attend(
+            torch.zeros(1, 4, 60, 5),
+            torch.zeros(13, 4),
+            *arguments[2:],
+            3,
+            2,
+            1,
+            'zeros',
+            1.0,
+            'auto',
+        )

@@ -9,7 +9,7 @@
 #include <cmath>
 
 #include "launch.h"
-#include "projection.h"
+#include "projected_attention.h"
 
 namespace {
 
@@ -146,6 +146,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& gra
   return {grad_query, or_empty(grad_key, query), grad_value, row, col};
 }
 
+// The layer's forward, as ../project.py calls it: by strips where that is faster, else one operator after the
+// other. Returns O and the log-sum-exp. The weight has the rows of the query, of the key if there is one, and of
+// the value.
+std::tuple<Tensor, Tensor> attend(const Tensor& map, const Tensor& weight, const OptionalTensor& bias,
+                                  const OptionalTensor& rel_row, const OptionalTensor& rel_col, bool has_key,
+                                  OPTIONS(StringView), StringView backend) {
+  sasa::check_projection(map, weight, bias);
+  const int64_t maps = has_key ? 3 : 2, outputs = weight.size(0) / maps;
+  TORCH_CHECK(outputs * maps == weight.size(0), "the weight's rows are not those of ", maps, " projections");
+  const Tensor x = map.contiguous(sasa::layout(map));
+  const int64_t parts = sasa::image_parts(x.size(0), x.size(2), kernel_size);
+  if (parts && dilation == 1 && x.size(1)) {
+    const Tensor output = sasa::empty_map(x, outputs);
+    const OptionalTensor key = has_key ? OptionalTensor(output) : OptionalTensor();
+    if (is_native(output, key, output, rel_row, rel_col, kernel_size, num_heads, dilation, border, scale, backend))
+      return sasa::attend_projected(x, weight, bias, has_key, rel_row, rel_col, output, THE_OPTIONS, parts);
+  }
+  const Tensor y = sasa::project(x, weight, bias);
+  const auto part = [&](int64_t n) { return y.narrow(1, n * outputs, outputs); };
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("sasa_det::local_attention", "")
+                             .typed<decltype(op_forward)>();
+  return op.call(part(0), has_key ? OptionalTensor(part(1)) : OptionalTensor(), part(maps - 1), rel_row, rel_col,
+                 kernel_size, num_heads, dilation, border, scale, backend);
+}
+
 // ---- As backends/native.py calls the kernels: with arguments that were checked. ----
 
 std::tuple<Tensor, Tensor> forward(INPUTS, OPTIONS(StringView)) {
@@ -170,6 +196,9 @@ TORCH_LIBRARY(sasa_det_native, library) {
   const auto cpu = c10::DispatchKey::CPU;
   library.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.impl("project", torch::dispatch(cpu, &sasa::project));
+  library.def("attend(Tensor x, Tensor weight, Tensor? bias, Tensor? rel_row, Tensor? rel_col, bool has_key, "
+              OPTIONS_SCHEMA ", str backend) -> (Tensor, Tensor)");
+  library.impl("attend", torch::dispatch(cpu, &attend));
   library.def("project_back(Tensor grad, Tensor weight) -> Tensor");
   library.impl("project_back", torch::dispatch(cpu, &sasa::project_back));
   library.def("weight_gradient(Tensor grad, Tensor x) -> Tensor");

@@ -59,21 +59,24 @@ void pack_panels(const float* from, int64_t line, int64_t step, int64_t lines, i
   }
 }
 
-// Compute one tile from a panel of each, and store or add what lies in the result.
-inline void multiply_tile(const Tile& t, const float* a, const float* b) {
+// Compute one tile from a panel of each, and store or add what lies in the result. Where A is not PACKED, `a` is
+// its first row, of which the numbers are side by side, and t.a_row leads to the next row.
+template <bool PACKED>
+void multiply_tile(const Tile& t, const float* a, const float* b) {
   constexpr int lanes = Vector<float>::lanes;
   Vec<float> sums[PANEL_ROWS][PANEL_VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < PANEL_ROWS; ++i)
 #pragma GCC unroll 3
     for (int v = 0; v < PANEL_VECTORS; ++v) sums[i][v] = Vec<float>{};
-  for (int64_t k = 0; k < t.depth; ++k, a += PANEL_ROWS, b += PANEL_COLUMNS) {
+  const int64_t row = PACKED ? 1 : t.a_row;
+  for (int64_t k = 0; k < t.depth; ++k, a += PACKED ? PANEL_ROWS : 1, b += PANEL_COLUMNS) {
     Vec<float> right[PANEL_VECTORS];
 #pragma GCC unroll 3
     for (int v = 0; v < PANEL_VECTORS; ++v) right[v] = load_once(b + v * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < PANEL_ROWS; ++i) {
-      const Vec<float> left = opaque<float>(splat(a[i]));
+      const Vec<float> left = opaque<float>(splat(a[i * row]));
 #pragma GCC unroll 3
       for (int v = 0; v < PANEL_VECTORS; ++v) sums[i][v] += left * right[v];
     }
@@ -120,7 +123,9 @@ inline void multiply_panels(const Tile& block, const float* a, const float* b, b
     t.result += i * block.stride + j;
     if (t.row_bias) t.row_bias += i;
     if (t.column_bias) t.column_bias += j;
-    multiply_tile(t, a + i * block.depth, b + j * block.depth);
+    const float* right = b + j * block.depth;
+    if (block.a_row) multiply_tile<false>(t, a + i * block.a_row, right);
+    else multiply_tile<true>(t, a + i * block.depth, right);
   };
   if (b_outside) {
     for (int64_t j = 0; j < block.columns; j += PANEL_COLUMNS)

@@ -73,14 +73,16 @@ static inline int64_t table_partials(const Problem& p) {
   return most < 1 ? 1 : most < all ? most : all;
 }
 
-// A part of a matrix product's result, from packed panels of both matrices.
+// A part of a matrix product's result, from packed panels of B and mostly of A.
 struct Tile {
   int64_t rows, columns, depth;
   float* result;
   int64_t stride;  // of the result's rows; a row is dense
   bool add;        // to what the result holds
   // Added, if not null: a number for each row, or for each column.
-  const float *row_bias, *column_bias;
+  const float *row_bias = nullptr, *column_bias = nullptr;
+  // 0 if A is packed. Else A's rows are read as they are, so far apart. There must be whole panels of them.
+  int64_t a_row = 0;
 };
 
 // How matrices of float are multiplied; matmul.h says how it works.

@@ -91,7 +91,7 @@ inline void multiply_images(const Matrix& a, int64_t rows, int64_t depth, const 
         const int64_t deep = std::min(DEPTH, depth - k);
         m.pack_columns(from + (image * depth + k) * columns + column, 1, columns, width, deep, scratch.data());
         const Tile tile{end_row - row, width, deep, to + (image * rows + row) * columns + column, columns,
-                        k > 0, bias && !k ? bias + row : nullptr, nullptr};
+                        k > 0, bias && !k ? bias + row : nullptr};
         m.multiply(tile, packed.data() + k * row_panels * m.panel_rows + row * deep, scratch.data(), false);
       }
     }
@@ -144,13 +144,20 @@ inline void multiply_and_sum(const Matrix& a, int64_t a_image, int64_t rows, con
         const int64_t image = step / steps, k = step % steps * WEIGHT_DEPTH;
         const int64_t deep = std::min(WEIGHT_DEPTH, depth - k);
         m.pack_columns(b.data + image * b_image + k * b.row, b.column, b.row, columns, deep, right.data());
+        const auto multiply = [&](const float* panels, int64_t row, int64_t height, int64_t a_row) {
+          Tile tile{height, columns, deep, to + part * size + row * columns, columns, step > first};
+          tile.a_row = a_row;
+          m.multiply(tile, panels, right.data(), true);
+        };
+        const float* from = a.data + image * a_image + k * a.column;
         for (int64_t row = first_row; row < end_row; row += block) {
           const int64_t height = std::min(block, end_row - row);
-          m.pack_rows(a.data + image * a_image + row * a.row + k * a.column, a.row, a.column, height, deep,
-                      left.data());
-          const Tile tile{height, columns, deep, to + part * size + row * columns, columns, step > first,
-                          nullptr, nullptr};
-          m.multiply(tile, left.data(), right.data(), true);
+          // Rows of pixels are read once for each panel of B, which are few, so they need not be packed.
+          const int64_t whole = a.column == 1 ? height / m.panel_rows * m.panel_rows : 0;
+          if (whole) multiply(from + row * a.row, row, whole, a.row);
+          if (whole == height) continue;
+          m.pack_rows(from + (row + whole) * a.row, a.row, a.column, height - whole, deep, left.data());
+          multiply(left.data(), row + whole, height - whole, 0);
         }
       }
     }
@@ -181,12 +188,18 @@ inline Matrix as_matrix(const Tensor& weight) {
   return {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1)};
 }
 
+// A map of so many channels, of the size and layout of x.
+inline Tensor empty_map(const Tensor& x, int64_t channels) {
+  const Tensor y = at::empty({x.size(0), channels, x.size(2), x.size(3)}, x.options().memory_format(layout(x)));
+  if (y.nbytes() >= HUGE_FROM) ask_for_huge_pages(y.data_ptr(), y.nbytes());
+  return y;
+}
+
 // A map of `outputs` channels, each pixel's the product of the weight and the channels of x.
 inline Tensor apply(const Matrix& weight, const Tensor& map, const OptionalTensor& bias, int64_t outputs) {
   const Tensor x = map.contiguous(layout(map));
   const int64_t inputs = x.size(1);
-  const Tensor y = at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(layout(x)));
-  if (y.nbytes() >= HUGE_FROM) ask_for_huge_pages(y.data_ptr(), y.nbytes());
+  const Tensor y = empty_map(x, outputs);
   if (!y.numel()) return y;
   if (!inputs) return bias ? y.copy_(bias->view({1, -1, 1, 1})) : y.zero_();
   const OptionalTensor dense = bias ? OptionalTensor(bias->contiguous()) : bias;
