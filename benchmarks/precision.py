@@ -48,6 +48,10 @@ def main() -> None:
     )
     parser.add_argument('config', help='config file or name')
     parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--ways', nargs='+', default=list(WAYS), choices=WAYS, metavar='WAY',
+        help=f'of {", ".join(map(repr, WAYS))}; the others are compared with the first (all)',
+    )  # fmt: skip
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
     parser.add_argument('--threads', type=above_zero(int), help="default: torch's")
     parser.add_argument('--no-time', action='store_true', help='measure AP only')
@@ -68,9 +72,9 @@ def main() -> None:
     machine = describe_machine()
     machine.update(config=options.config, images=len(loader.dataset), batch=loader.batch_size)
     rows, models = [], {}
-    for name, prepare in WAYS.items():
+    for name in options.ways:
         try:
-            models[name] = prepare(detector)
+            models[name] = WAYS[name](detector)
         except (RuntimeError, ValueError) as error:  # this CPU or this detector has no such way
             print(f'{name}: {error}', file=sys.stderr, flush=True)
             continue
