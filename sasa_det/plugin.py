@@ -19,7 +19,7 @@ def connect() -> None:
         >>> connect()
     """
     start()
-    when_imported('mmengine.registry', _add_convolution)
+    when_imported('mmengine.registry', _add_convolutions)
     when_imported('mmengine.logging.history_buffer', _allow_checkpoint_types)
     when_imported('mmengine.analysis.complexity_analysis', _count_flops)
     when_imported('mmdet.registry', _add_location)
@@ -51,11 +51,20 @@ def build_sasa(*args, **kwargs):
     return build(*args, **kwargs)
 
 
-def _add_convolution(registry: ModuleType) -> None:
+def build_depthwise_separable(*args, **kwargs):
+    """Build that of ``conv_cfg=dict(type='DepthwiseSeparable')``; see :mod:`sasa_det.layers`."""
+    from .layers import build_depthwise_separable as build
+
+    return build(*args, **kwargs)
+
+
+def _add_convolutions(registry: ModuleType) -> None:
     # In mmengine's own registry, like mmcv's convolutions, so that every OpenMMLab project finds
-    # it.
-    if 'SASA' not in registry.MODELS.module_dict:
-        registry.MODELS.register_module('SASA', module=build_sasa)
+    # them.
+    builds = dict(SASA=build_sasa, DepthwiseSeparable=build_depthwise_separable)
+    for name, build in builds.items():
+        if name not in registry.MODELS.module_dict:
+            registry.MODELS.register_module(name, module=build)
 
 
 def _add_location(registry: ModuleType) -> None:
