@@ -18,9 +18,9 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 from torch import nn
 
-from sasa_det.configs import read_config
+from sasa_det.configs import find_config, read_config
 from sasa_det.evaluation.costs import Classifier, build_model, count_costs
-from sasa_det.layers import AttentionStem, LocalSelfAttention2d
+from sasa_det.layers import AttentionStem, DepthwiseSeparableConv2d, LocalSelfAttention2d
 from sasa_det.models import SASAFPN, SASAResNet
 from tests.outside import outside, why_not
 from tools.checks import mixes as check_mixes
@@ -28,11 +28,12 @@ from tools.checks import mixes as check_mixes
 ROOT = Path(__file__).resolve().parents[1]
 COCO = outside('coco_cc')
 MIXES = check_mixes.LEAVES
-# Those of RetinaNet; test_other_detectors.py has the others.
+TWINS = sorted((ROOT / 'configs/ablations').glob('*_bccd.py'))
+# Those of RetinaNet; test_other_detectors.py has the others. The twins are compared with their originals.
 LEAVES = sorted(
     path
     for path in (ROOT / 'configs').rglob('*.py')
-    if not {'_base_', 'other_detectors'}.intersection(path.parts)
+    if not {'_base_', 'other_detectors'}.intersection(path.parts) and path not in TWINS
 )
 CONV = ROOT / 'configs/retinanet/retinanet_r50_fpn_1x_coco.py'
 SASA = ROOT / 'configs/retinanet/retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco.py'
@@ -89,6 +90,9 @@ def parts_in_name(name):
     return {part for part, mark in zip(PARTS, marks) if mark}
 
 
+STARTS = dict(randinit='random', centreinit='centre', nopos='random', abspos='random')
+
+
 def variants_in_name(name):
     """What a config's name says of its backbone's attention, beside that there is some."""
     tokens = read_name(name)['variants'].split('-')[1:]
@@ -104,7 +108,8 @@ def variants_in_name(name):
         ),
         logits='qr' if {'qr', 'static'}.intersection(tokens) else None,
         constant_query='static' in tokens,
-        random='randinit' in tokens,
+        init=next((start for each, start in STARTS.items() if each in tokens), 'neighbours'),
+        lead=float(next((each[4:] for each in tokens if each.startswith('lead')), 8)),
         stem=next((stems[each] for each in tokens if each in stems), None),
     )
 
@@ -137,12 +142,13 @@ class TestEachLeaf:
         if read_name(path.stem)['neck'] is None:
             layers = attention_layers(model)  # what is said of the backbone holds for all
         kinds = {
-            (m.kernel_size, m.position, m.logits, m.constant_query, m.init) for m in layers.values()
+            (m.kernel_size, m.position, m.logits, m.constant_query, m.init, m.init_lead)
+            for m in layers.values()
         }
         size = said['kernel_size'] or (5 if 'tiny' in path.stem else 7)
         logits = said['logits'] or ('qk+qr' if said['position'] == 'relative' else 'qk')
-        init = 'random' if said['random'] or said['position'] != 'relative' else 'neighbours'
-        assert kinds <= {(size, said['position'], logits, said['constant_query'], init)}
+        expected = (size, said['position'], logits, said['constant_query'])
+        assert kinds <= {(*expected, said['init'], said['lead'])}
         stem = getattr(model.backbone, 'stem', None)
         assert (stem.values if isinstance(stem, AttentionStem) else None) == said['stem']
         depth = read_name(path.stem)['depth']
@@ -202,6 +208,51 @@ class TestEachLeaf:
             if parameter.requires_grad:
                 assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         model.zero_grad()
+
+
+def test_the_ablations_on_bccd_are_those_on_the_digits():
+    names = {path.stem.removesuffix('_bccd') for path in TWINS}
+    of_the_start = {'retinanet_sasa-tiny-lead2', 'retinanet_sasa-tiny-lead4'}
+    of_the_start |= {'retinanet_sasa-tiny-centreinit'}
+    digits = {path.stem for path in TWINS[0].parent.glob('*_digits.py')}
+    assert {f'{name}_digits' for name in names | of_the_start} == digits
+    trained = read_config(find_config('retinanet_sasa-tiny_bccd'))
+    for name in names:
+        models = []
+        for data in ('digits', 'bccd'):
+            config = read_config(find_config(f'{name}_{data}'))
+            models.append(config.model.to_dict())
+            for key in ('num_classes', 'anchor_generator'):  # the data's
+                models[-1]['bbox_head'].pop(key)
+        assert models[0] == models[1], name
+        # The last is BCCD's: the recipe is that of its other rows.
+        for key in ('optim_wrapper', 'train_cfg', 'param_scheduler', 'train_dataloader'):
+            assert config[key] == trained[key], (name, key)
+
+
+@pytest.mark.parametrize('data', ['digits', 'bccd'])
+def test_depthwise_separable_convolutions_have_the_parameters_of_attention(data):
+    model = build(read_config(find_config(f'retinanet_dwconv-tiny_{data}')))
+    found = [m for m in model.modules() if isinstance(m, DepthwiseSeparableConv2d)]
+    assert len(found) == sum(BLOCKS[26]) + 4 + 8
+    assert {m.kernel_size for m in found} == {5}
+    dense = {n for n in spatial_convs(model) if not re.search(r'conv2?\.0$', n)}
+    stem = {f'backbone.stem.{i}' for i in (0, 3, 6)}
+    assert dense == stem | {'bbox_head.retina_cls', 'bbox_head.retina_reg'}
+    peer = build(read_config(find_config(f'retinanet_sasa-tiny_{data}')))
+    sizes = [sum(p.numel() for p in each.parameters()) for each in (model, peer)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+
+
+def test_the_head_of_depthwise_separable_convolutions_starts_at_a_scale():
+    """RetinaNet's own start would shrink a map by 300 in each layer, near the eps of its norm."""
+    model = build(read_config(find_config('retinanet_dwconv-tiny_digits')))
+    torch.manual_seed(0)
+    model.bbox_head.init_weights()
+    x = torch.randn(1, 72, 16, 16)
+    with torch.no_grad():
+        assert 0.1 < model.bbox_head.cls_convs[0].conv(x).std() < 3
+    assert 0.008 < model.bbox_head.retina_reg.weight.std() < 0.012
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,20 @@ FAMILIES = dict(
 )
 
 
+def family_of(folder: str, name: str) -> Family:
+    """Find the family with a config's data and size of image; those of ``ablations`` are of two data sets.
+
+    Args:
+        folder: One of ``FAMILIES``.
+        name: The config's.
+
+    Examples:
+        >>> family_of('ablations', 'retinanet_sasa-tiny-qr_bccd').data
+        'BCCD'
+    """
+    return FAMILIES['bccd' if name.endswith('_bccd') else folder]
+
+
 class Model(NamedTuple):
     """A config that can be trained.
 
@@ -122,7 +136,7 @@ def find_models(folder: str) -> List[Model]:
             Model(
                 path.stem,
                 config.train_cfg.max_epochs,
-                _count(config, FAMILIES[folder].size),
+                _count(config, family_of(folder, path.stem).size),
                 measured.get(path.stem),
                 papers.get(f'{folder}/{path.name}'),
             )
@@ -150,13 +164,14 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
     collection = f'SASA {folder}'
     entries = []
     for model in models:
+        data = family_of(folder, model.name)
         metadata = {
             'Epochs': model.epochs,
             'Parameters (M)': round(model.costs.parameters / 1e6, 2),
         }
         if model.costs.flops:
             metadata['FLOPs (G)'] = round(model.costs.flops / 1e9, 2)
-            metadata['Image size'] = list(family.size)
+            metadata['Image size'] = list(data.size)
         entry = {
             'Name': model.name,
             'In Collection': collection,
@@ -167,7 +182,7 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
             entry['Results'] = [
                 {
                     'Task': family.task,
-                    'Dataset': family.data,
+                    'Dataset': data.data,
                     'Metrics': {
                         'box AP': round(model.measured.mean('AP'), 1),
                         'batch size': model.measured.batch_size,
@@ -178,11 +193,15 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
             metric = 'box AP' if family.task == 'Object Detection' else 'Top 1 Accuracy'
             entry['Metadata'][f'{metric} in the paper, not measured here'] = model.paper_accuracy
         entries.append(entry)
+    trained_on = list(dict.fromkeys(family_of(folder, each.name).data for each in models))
     head = {
         'Collections': [
             {
                 'Name': collection,
-                'Metadata': {'Training Data': family.data, 'Architecture': [family.title]},
+                'Metadata': {
+                    'Training Data': trained_on if len(trained_on) > 1 else family.data,
+                    'Architecture': [family.title],
+                },
                 'Paper': PAPER,
                 'README': f'configs/{folder}/README.md',
             }
@@ -192,14 +211,32 @@ def as_metafile(folder: str, models: Sequence[Model]) -> str:
     return f'# Made by python -m tools.paper.model_zoo.\n{yaml.safe_dump(head, sort_keys=False, width=100)}'
 
 
-def as_table(folder: str, models: Sequence[Model]) -> str:
-    """Format a family as a Markdown table.
+def as_tables(folder: str, models: Sequence[Model]) -> str:
+    """Format a family as a Markdown table, or as one for each of its data sets.
 
     Args:
         folder: One of ``FAMILIES``.
         models: Its configs.
     """
-    family = FAMILIES[folder]
+    groups = {}
+    for model in models:
+        groups.setdefault(family_of(folder, model.name), []).append(model)
+    if len(groups) < 2:
+        return as_table(FAMILIES[folder], models)
+    first = FAMILIES[folder]
+    return '\n\n'.join(
+        f'### {family.data}\n\n{as_table(family, groups[family])}'
+        for family in sorted(groups, key=lambda family: family != first)
+    )
+
+
+def as_table(family: Family, models: Sequence[Model]) -> str:
+    """Format models as a Markdown table.
+
+    Args:
+        family: What they are trained on.
+        models: Its configs.
+    """
     metric = 'AP' if family.task == 'Object Detection' else 'top-1'
     columns = ['config', 'epochs', 'M parameters']
     if family.size:
@@ -284,7 +321,7 @@ def write(root: Path) -> List[str]:
         text = readme.read_text()
         if BEGIN not in text or END not in text:
             raise ValueError(f'{readme} must have the lines {BEGIN!r} and {END!r}')
-        table = f'{BEGIN}\n\n{as_table(folder, models)}\n\n{END}'
+        table = f'{BEGIN}\n\n{as_tables(folder, models)}\n\n{END}'
         pattern = re.escape(BEGIN) + '.*' + re.escape(END)
         contents = {
             readme: re.sub(pattern, lambda match, table=table: table, text, flags=re.DOTALL),

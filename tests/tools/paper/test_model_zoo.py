@@ -9,7 +9,7 @@ from mmengine.hub import get_config
 
 from sasa_det.evaluation.costs import Costs
 from tools.paper import model_zoo
-from tools.paper.model_zoo import CONFIGS, FAMILIES, Model, as_metafile, as_table
+from tools.paper.model_zoo import CONFIGS, FAMILIES, Model, as_metafile, as_tables
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,7 +57,7 @@ def models(tmp_path, monkeypatch):
 
 
 def test_measured_and_the_papers_figures_are_told_apart(models):
-    table = as_table('bccd', models).splitlines()
+    table = as_tables('bccd', models).splitlines()
     assert table[0].endswith("| AP, measured | AP, the paper's |")
     assert table[2] == '| [a](a.py) | 8 | 2.00 | 2.00 | 41.0 ± 1.0 (2 seeds, batch 4) |  |'
     assert table[3].endswith('|  | 36.6 |')
@@ -65,6 +65,17 @@ def test_measured_and_the_papers_figures_are_told_apart(models):
     assert first['Results'][0]['Metrics'] == {'box AP': 41.0, 'batch size': 4}
     assert 'Results' not in second
     assert second['Metadata']['box AP in the paper, not measured here'] == 36.6
+
+
+def test_a_family_of_two_data_sets_has_two_tables():
+    models = [Model(f'x_{data}', 8, Costs(1, 1, 1), None, None) for data in ('bccd', 'digits')]
+    first, second = as_tables('ablations', models).split('\n\n### ')
+    assert first.startswith('### Digits\n') and 'GFLOPs at 192 x 192' in first
+    assert second.startswith('BCCD\n') and 'GFLOPs at 256 x 320' in second
+    content = yaml.safe_load(as_metafile('ablations', models))
+    assert content['Collections'][0]['Metadata']['Training Data'] == ['BCCD', 'Digits']
+    sizes = [model['Metadata']['Image size'] for model in content['Models']]
+    assert sizes == [[256, 320], [192, 192]]
 
 
 def test_a_readme_without_marks_is_refused(tmp_path, monkeypatch):

@@ -1,0 +1,8 @@
+_base_ = '../quickstart/retinanet_sasa-tiny_digits.py'
+
+attn_cfg = dict(init='centre')
+model = dict(
+    backbone=dict(attn_cfg=attn_cfg),
+    neck=dict(attn_cfg=attn_cfg),
+    bbox_head=dict(attn_cfg=attn_cfg),
+)

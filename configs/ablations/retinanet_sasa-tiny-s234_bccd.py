@@ -1,0 +1,3 @@
+_base_ = '../bccd/retinanet_sasa-tiny_bccd.py'
+
+model = dict(backbone=dict(attn_stages=(False, True, True, True)))
