@@ -21,7 +21,8 @@ namespace sasa {
 constexpr int64_t DEPTH = 384;
 constexpr int64_t BLOCK_PANELS = 4;      // of B, in a block of a contiguous map
 constexpr int64_t BLOCK_ROW_PANELS = 12; // of A, in a block of a channels_last map
-constexpr int64_t WEIGHT_DEPTH = 256;    // pixels of a block of dW
+// Pixels of a block of dW. Shorter pieces of rows take longer to read from memory.
+constexpr int64_t WEIGHT_DEPTH = 512;
 constexpr int64_t MOST_PARTS = 16;       // of dW, each summed by itself
 
 struct Matrix {

@@ -45,9 +45,10 @@ inline void store(T* p, Vec<T> x) {
   *reinterpret_cast<typename Vector<T>::unaligned*>(p) = x;
 }
 
+// Compilers know that x - 0 is x. They do not know it of x + 0, where x may be -0.
 template <typename T>
 inline Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};
 }
 
 // The larger of two, lane by lane, and b where either is NaN. It is one instruction, unless the compiler sees
