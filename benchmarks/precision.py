@@ -5,8 +5,9 @@
     python -m benchmarks.precision retinanet_sasa-tiny_digits sasa_det/demo/digits.pth --no-time
 
 AP is mmdet's main metric on all validation data of the config. Every way of computing evaluates the same
-images. But for the first, batch normalisation is folded (sasa_det.export.fuse). Inferences of the first batch
-take turns, round by round, in one process; figures are medians. Writes OUT.json and OUT.md after each row.
+images: float32 as it is; float32 with batch normalisation folded into other layers; the same in channels_last;
+and both of these in bfloat16 and in int8. Inferences of the first batch take turns, round by round, in one
+process; figures are medians. Writes OUT.json and OUT.md after each row.
 """
 
 import argparse
@@ -24,18 +25,20 @@ from sasa_det.checkpoints.detector import load_detector
 from sasa_det.configs import find_config, read_config
 from sasa_det.evaluation.accuracy import build_validation, evaluate
 from sasa_det.export.fuse import fuse
+from sasa_det.export.layout import to_channels_last
 from sasa_det.export.precision import PRECISIONS, lower_precision
 from sasa_det.plugin import register
 
 from .measuring import above_zero, as_markdown, describe_machine, take_turns, write
 
-TITLES = {'precision': '{precision}', 'AP': '{ap:.1f}', 'difference': '{difference:+.1f}'}
+TITLES = {'way': '{way}', 'AP': '{ap:.1f}', 'difference': '{difference:+.1f}'}
 TIMES = {'inference ms': '{ms:.0f}', '/ first': '{ratio:.2f}'}
 WAYS: Dict[str, Callable[[nn.Module], nn.Module]] = {
     'float32': lambda detector: detector,
-    'float32, fused': fuse,
+    'fused': fuse,
+    'fused, channels_last': lambda detector: to_channels_last(fuse(detector)),
     **{
-        f'{name}, fused': lambda detector, name=name: lower_precision(fuse(detector), name)
+        name: lambda detector, name=name: to_channels_last(lower_precision(fuse(detector), name))
         for name in PRECISIONS
     },
 }
@@ -81,7 +84,7 @@ def main() -> None:
         print(name, flush=True)
         numbers = evaluate(models[name], loader, evaluator)
         ap = 100 * next(iter(numbers.values()), 0.0)
-        rows.append(dict(precision=name, ap=ap, difference=ap - (rows or [dict(ap=ap)])[0]['ap']))
+        rows.append(dict(way=name, ap=ap, difference=ap - (rows or [dict(ap=ap)])[0]['ap']))
         write(options.out, machine, rows, as_markdown(machine, TITLES, rows))
     titles = TITLES
     if not options.no_time:
@@ -90,7 +93,7 @@ def main() -> None:
         calls = {name: dict(ms=partial(_infer, model, batch)) for name, model in models.items()}
         times = take_turns(calls, options.seconds)
         for row in rows:
-            row['ms'] = 1e3 * times[row['precision']]['ms']
+            row['ms'] = 1e3 * times[row['way']]['ms']
             row['ratio'] = row['ms'] / rows[0]['ms']
         titles = {**TITLES, **TIMES}
     markdown = as_markdown(machine, titles, rows)
