@@ -54,6 +54,13 @@ SHORTER = [
     # The first of them in full; of the others, that the arguments exist.
     (r'benchmarks\.attention -', '--help', ''),
     (r'benchmarks\.attention\b', '--shapes P7 --batches 1 --subjects core --seconds 0.05', ''),
+    (
+        r'benchmarks\.detector_profile',
+        '--size 64 --batch 2 --rounds 1 --configs retinanet_tiny_digits',
+        '',
+    ),
+    (r'benchmarks\.precision .*--no-time', '--help', ''),
+    (r'benchmarks\.precision', f'--seconds 0.1 --cfg-options {" ".join(FEW.split()[3:])}', ''),
     (r'benchmarks\.detector', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'benchmarks\.export', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'--op native|^g\+\+ ', None, 'tests/export/test_native_operator.py'),
