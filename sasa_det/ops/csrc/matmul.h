@@ -60,32 +60,33 @@ void pack_panels(const float* from, int64_t line, int64_t step, int64_t lines, i
 }
 
 // Compute one tile from a panel of each, and store or add what lies in the result. Where A is not PACKED, `a` is
-// its first row, of which the numbers are side by side, and t.a_row leads to the next row.
-template <bool PACKED>
+// its first row, of which the numbers are side by side, and t.a_row leads to the next row. Only VECTORS vectors of
+// B's panel are computed.
+template <bool PACKED, int VECTORS>
 void multiply_tile(const Tile& t, const float* a, const float* b) {
-  constexpr int lanes = Vector<float>::lanes;
-  Vec<float> sums[PANEL_ROWS][PANEL_VECTORS];
+  constexpr int lanes = Vector<float>::lanes, COLUMNS = VECTORS * lanes;
+  Vec<float> sums[PANEL_ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int i = 0; i < PANEL_ROWS; ++i)
 #pragma GCC unroll 3
-    for (int v = 0; v < PANEL_VECTORS; ++v) sums[i][v] = Vec<float>{};
+    for (int v = 0; v < VECTORS; ++v) sums[i][v] = Vec<float>{};
   const int64_t row = PACKED ? 1 : t.a_row;
   for (int64_t k = 0; k < t.depth; ++k, a += PACKED ? PANEL_ROWS : 1, b += PANEL_COLUMNS) {
-    Vec<float> right[PANEL_VECTORS];
+    Vec<float> right[VECTORS];
 #pragma GCC unroll 3
-    for (int v = 0; v < PANEL_VECTORS; ++v) right[v] = load_once(b + v * lanes);
+    for (int v = 0; v < VECTORS; ++v) right[v] = load_once(b + v * lanes);
 #pragma GCC unroll 8
     for (int i = 0; i < PANEL_ROWS; ++i) {
       const Vec<float> left = opaque<float>(splat(a[i * row]));
 #pragma GCC unroll 3
-      for (int v = 0; v < PANEL_VECTORS; ++v) sums[i][v] += left * right[v];
+      for (int v = 0; v < VECTORS; ++v) sums[i][v] += left * right[v];
     }
   }
-  if (t.rows >= PANEL_ROWS && t.columns >= PANEL_COLUMNS) {
+  if (t.rows >= PANEL_ROWS && t.columns >= COLUMNS) {
 #pragma GCC unroll 8
     for (int i = 0; i < PANEL_ROWS; ++i)
 #pragma GCC unroll 3
-      for (int v = 0; v < PANEL_VECTORS; ++v) {
+      for (int v = 0; v < VECTORS; ++v) {
         float* at = t.result + i * t.stride + v * lanes;
         Vec<float> x = sums[i][v];
         if (t.add) x += load(at);
@@ -95,22 +96,30 @@ void multiply_tile(const Tile& t, const float* a, const float* b) {
       }
     return;
   }
-  float whole[PANEL_ROWS * PANEL_COLUMNS];
+  float whole[PANEL_ROWS * COLUMNS];
 #pragma GCC unroll 8
   for (int i = 0; i < PANEL_ROWS; ++i)
 #pragma GCC unroll 3
-    for (int v = 0; v < PANEL_VECTORS; ++v) store(whole + i * PANEL_COLUMNS + v * lanes, sums[i][v]);
+    for (int v = 0; v < VECTORS; ++v) store(whole + i * COLUMNS + v * lanes, sums[i][v]);
   const int64_t rows = t.rows < PANEL_ROWS ? t.rows : PANEL_ROWS;
-  const int64_t columns = t.columns < PANEL_COLUMNS ? t.columns : PANEL_COLUMNS;
+  const int64_t columns = t.columns < COLUMNS ? t.columns : COLUMNS;
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) {
       float* at = t.result + i * t.stride + j;
-      float x = whole[i * PANEL_COLUMNS + j];
+      float x = whole[i * COLUMNS + j];
       if (t.add) x += *at;
       if (t.row_bias) x += t.row_bias[i];
       if (t.column_bias) x += t.column_bias[j];
       *at = x;
     }
+}
+
+template <bool PACKED>
+void multiply_columns(const Tile& t, const float* a, const float* b) {
+  constexpr int lanes = Vector<float>::lanes;
+  if (t.columns > 2 * lanes) multiply_tile<PACKED, 3>(t, a, b);
+  else if (t.columns > lanes) multiply_tile<PACKED, 2>(t, a, b);
+  else multiply_tile<PACKED, 1>(t, a, b);
 }
 
 // Multiply panels that cover a block of the result. The panels of B stay in the first-level cache if
@@ -124,8 +133,8 @@ inline void multiply_panels(const Tile& block, const float* a, const float* b, b
     if (t.row_bias) t.row_bias += i;
     if (t.column_bias) t.column_bias += j;
     const float* right = b + j * block.depth;
-    if (block.a_row) multiply_tile<false>(t, a + i * block.a_row, right);
-    else multiply_tile<true>(t, a + i * block.depth, right);
+    if (block.a_row) multiply_columns<false>(t, a + i * block.a_row, right);
+    else multiply_columns<true>(t, a + i * block.depth, right);
   };
   if (b_outside) {
     for (int64_t j = 0; j < block.columns; j += PANEL_COLUMNS)
