@@ -32,11 +32,10 @@ from .detector import Detector, make_batch
 from .measuring import above_zero, as_markdown, describe_machine, write
 
 CHOSEN = ['retinanet_r50_fpn_1x_coco', 'retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco']
-ATTENTION, OPERATOR = 'attention: projections', 'attention: operator'
 OTHER, PYTHON = 'other operations', 'Python between operations'
 # In the order of the table. By class of module, by method of the head, by the first letters of an event.
 MODULES = {
-    LocalSelfAttention2d: ATTENTION,
+    LocalSelfAttention2d: 'attention',
     AttentionStem: 'attention stem',
     nn.Conv2d: 'convolution',
     _BatchNorm: 'batch norm',
@@ -45,7 +44,6 @@ MODULES = {
 }
 METHODS = dict(loss_by_feat='targets and losses', predict_by_feat='decoding and NMS')
 EVENTS = {
-    'sasa_det': OPERATOR,
     'aten::upsample': 'upsampling',
     'aten::max_pool2d': 'pooling',
     'aten::avg_pool2d': 'pooling',
@@ -58,7 +56,6 @@ PREPROCESSOR = 'normalisation of images'
 KINDS = list(
     dict.fromkeys(
         [
-            OPERATOR,
             *MODULES.values(),
             SUMS,
             *EVENTS.values(),

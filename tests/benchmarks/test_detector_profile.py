@@ -4,11 +4,9 @@ from small_detectors import build
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.detector_profile import (
-    ATTENTION,
     BACKWARD,
     EVENTS,
     MODULES,
-    OPERATOR,
     PYTHON,
     RANGE,
     SUMS,
@@ -39,15 +37,14 @@ def test_a_backward_is_of_the_kind_of_its_forward(detector):
     for event in events:
         if event.name.startswith(BACKWARD):
             found.setdefault(event.name[len(BACKWARD) :], set()).add(_kind(event, forwards))
-    # Attention's own averages are a part of the layer.
     assert found['ConvolutionBackward0'] == {'convolution'}
     assert found['NativeBatchNormBackward0'] == {'batch norm'}
     assert found['ReluBackward0'] == {'ReLU'}
     assert found['UpsampleNearest2DBackward0'] == {'upsampling'}
-    assert found['_ProjectedAttentionBackward'] == {ATTENTION}
+    assert found['_ProjectedAttentionBackward'] == {'attention'}
     assert found['torch::autograd::AccumulateGrad'] == {'gradients and optimizer'}
     kernels = {_kind(each, forwards) for each in events if each.name.startswith('sasa_det')}
-    assert kernels == {OPERATOR}
+    assert kernels == {'attention'}
 
 
 def test_kinds_add_up_to_the_time_of_a_call(detector):
@@ -56,7 +53,7 @@ def test_kinds_add_up_to_the_time_of_a_call(detector):
         times = time_by_kind(lambda: step(detector), 1)
     assert hooks == sum(len(each._forward_hooks) for each in detector.modules())
     assert 'loss_by_feat' not in vars(detector.bbox_head)
-    names = {OPERATOR, ATTENTION, 'convolution', 'batch norm', 'ReLU', 'pooling', SUMS, PYTHON}
+    names = {'attention', 'convolution', 'batch norm', 'ReLU', 'pooling', SUMS, PYTHON}
     assert all(times[name] > 0 for name in names)
     rows = [dict(kind=name, training=times[name]) for name in times]
     shares = [float(line.split()[-2][:-1]) for line in format_shares({}, rows).splitlines()[4:]]
