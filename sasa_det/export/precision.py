@@ -35,7 +35,8 @@ def lower_precision(detector: nn.Module, precision: str) -> nn.Module:
     Raises:
         ValueError: The precision is not known, the detector is of another kind, or no layer of it attends and
             precision is 'int8'.
-        RuntimeError: The device does not have the arithmetic; :func:`why_no_bfloat16` says so beforehand.
+        RuntimeError: The device does not have the arithmetic, as :func:`why_no_bfloat16` says beforehand.
+            Or this torch has no dynamic quantisation, which its authors will move to another package.
 
     Examples:
         >>> lower_precision(nn.Conv2d(3, 8, 3), 'float8')
@@ -122,8 +123,12 @@ def _cast(x: Any, dtype: torch.dtype) -> Any:
 
 
 def _quantise(detector: nn.Module) -> nn.Module:
-    from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
-
+    try:
+        from torch.ao.quantization import per_channel_dynamic_qconfig, quantize_dynamic
+    except ImportError as error:
+        raise RuntimeError(
+            f"precision='int8' takes torch.ao.quantization, which torch {torch.__version__} does not have"
+        ) from error
     detector = deepcopy(detector).eval().requires_grad_(False)
     names = [
         f'{layer}.{name}'

@@ -1,3 +1,4 @@
+import sys
 from copy import deepcopy
 
 import mmcv
@@ -125,3 +126,9 @@ def test_what_it_does_not_take_is_named():
         lower_precision(detector, 'bfloat16')
     with pytest.raises(RuntimeError, match='is for CPUs'):
         lower_precision(LocalSelfAttention2d(16, **ATTN_CFG).to('meta'), 'int8')
+
+
+def test_a_torch_without_quantisation_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.ao.quantization', None)
+    with pytest.raises(RuntimeError, match='takes torch.ao.quantization, which torch .* does not'):
+        lower_precision(LocalSelfAttention2d(16, **ATTN_CFG), 'int8')
