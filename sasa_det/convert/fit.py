@@ -19,13 +19,18 @@ from .moments import NINE, Covariance
 RIDGE = 1e-3
 # ... and so much more in the refinement for each input per pixel.
 RIDGE_FEW = 0.1
+# As much is added where equations may be singular, but are to be solved exactly otherwise.
+JITTER = 1e-6
+# Of the largest deviation of an input's channel: a channel that hardly varies on these images counts as one
+# that varies so much. Else its weights would cost nothing, and be large where other images use it.
+SCALE_FLOOR = 0.1
 # Nats by which a head prefers its own neighbour at the start of the refinement.
 LEAD_NATS = 4.0
 # Nats below the other neighbours of those that a 3x3 convolution does not see, in each row and column.
 OUTSIDE_NATS = -3.0
 # Iterations of L-BFGS: as many as take these multiply-adds, within bounds.
-REFINEMENT_MACS = 3.3e11
-FEWEST_STEPS, MOST_STEPS = 40, 500
+REFINEMENT_MACS = 1e11
+FEWEST_STEPS, MOST_STEPS = 20, 120
 # Pixels, per input, that the convolution's own weights count for.
 PRIOR = 2
 
@@ -75,7 +80,7 @@ def fit_static_attention(
     channels = weight.shape[1]
     deviation = covariance.target.sqrt().clamp(min=1e-6 * covariance.target.max().sqrt() + 1e-12)
     scale = covariance.inputs.diagonal().view(9, channels).mean(0).sqrt()
-    scale = scale.clamp(min=1e-4 * scale.max() + 1e-12)
+    scale = scale.clamp(min=SCALE_FLOOR * scale.max() + 1e-12)
     ninefold = scale.repeat(9)
     # In units of each channel's standard deviation.
     inputs = covariance.inputs / ninefold[:, None] / ninefold
@@ -156,6 +161,7 @@ def _with_prior(covariance: Covariance, kernel: Tensor) -> Covariance:
     pixels = PRIOR * len(kernel)
     share = pixels / (pixels + covariance.samples)
     diagonal = covariance.inputs.diagonal()
+    diagonal = diagonal.clamp(min=SCALE_FLOOR**2 * diagonal.max())
     answers = diagonal[:, None] * kernel
     return covariance._replace(
         inputs=(1 - share) * covariance.inputs + share * diagonal.diag(),
@@ -224,17 +230,22 @@ def _spread(patterns: Tensor, value: Tensor) -> Tensor:
 
 
 def _refine(inputs, cross, rows, cols, value, ridge: float):
-    """Lower the error over patterns, values and output weights together, on the moments alone."""
+    """Lower the error over patterns and values, on the moments alone.
+
+    The output weights are always the best ones for these, in closed form: variable projection (Golub and
+    Pereyra, 1973). It takes far fewer steps than a descent over all three.
+    """
     heads, channels, depth = value.shape
     outputs = cross.shape[1]
-    blocks = _spread(_patterns(rows, cols), value)
-    output = solve(blocks.T @ inputs @ blocks, blocks.T @ cross).view(heads, depth, outputs)
-    learned = [each.contiguous().requires_grad_() for each in (rows, cols, value, output)]
+    learned = [each.contiguous().requires_grad_() for each in (rows, cols, value)]
 
-    def kernel():
-        rows, cols, value, output = learned
-        patterns = _patterns(rows, cols)
-        return torch.einsum('hk,hco->kco', patterns, value @ output).reshape(-1, outputs)
+    def project(blocks):
+        """Give the best output weights (H d, O), their error, and the products of moments and blocks."""
+        products = inputs @ blocks + ridge * blocks
+        gram, right = blocks.T @ products, blocks.T @ cross
+        output = solve(gram, right, JITTER)
+        loss = outputs + (output * (gram @ output - 2 * right)).sum()
+        return output, loss / outputs, products
 
     optimizer = torch.optim.LBFGS(
         learned,
@@ -247,17 +258,19 @@ def _refine(inputs, cross, rows, cols, value, ridge: float):
 
     def closure():
         optimizer.zero_grad()
-        combined = kernel()
+        rows, cols, value = learned
+        blocks = _spread(_patterns(rows, cols), value)
         with torch.no_grad():
-            # The error is quadratic in the kernel: its gradient takes no second product with the moments.
-            half = inputs @ combined - cross
-            loss = outputs + (combined * (half - cross + ridge * combined)).sum()
-        combined.backward(2 * (half + ridge * combined) / outputs)
-        return loss / outputs
+            output, loss, products = project(blocks)
+        # The output weights are at their best, so that their change adds nothing to the gradient.
+        blocks.backward(2 * (products @ output - cross) @ output.T / outputs)
+        return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return [each.detach() for each in learned]
+    rows, cols, value = (each.detach() for each in learned)
+    output, *_ = project(_spread(_patterns(rows, cols), value))
+    return rows, cols, value, output.view(heads, depth, outputs)
 
 
 def _steps(inputs: int, outputs: int) -> int:

@@ -63,8 +63,8 @@ class Moments:
         device=None,
     ) -> None:
         self.stride, self.dilation, self.offsets = stride, dilation, tuple(offsets)
-        size = len(self.offsets) * in_channels
-        self._inputs = torch.zeros(size, size, device=device)
+        self._channels, size = in_channels, len(self.offsets) * in_channels
+        self._inputs = torch.zeros(size, size, device=device)  # filled on and above the diagonal
         self._cross = torch.zeros(size, out_channels, device=device)
         # The mean of the first pixels, which all sums are about: little cancels in a covariance then.
         self._shift, self._target_shift = None, None
@@ -96,7 +96,9 @@ class Moments:
             if self._shift is None:
                 self._shift, self._target_shift = near.mean(0), target.mean(0)
             near, target = near - self._shift, target - self._target_shift
-            self._inputs.addmm_(near.T, near)
+            for first in range(0, near.shape[1], self._channels):
+                part = near[:, first : first + self._channels]
+                self._inputs[first : first + self._channels, first:].addmm_(part.T, near[:, first:])
             self._cross.addmm_(near.T, target)
             self._sum += near.sum(0, dtype=torch.float64)
             self._target_sum += target.sum(0, dtype=torch.float64)
@@ -113,8 +115,9 @@ class Moments:
             raise ValueError('there are moments only once pixels were added')
         mean, target_mean = self._sum / self._samples, self._target_sum / self._samples
         small, small_target = mean.float(), target_mean.float()
+        inputs = self._inputs.triu() + self._inputs.triu(1).T
         return Covariance(
-            self._inputs / self._samples - small[:, None] * small,
+            inputs / self._samples - small[:, None] * small,
             self._cross / self._samples - small[:, None] * small_target,
             (self._target_squares / self._samples - target_mean.square()).float().clamp(min=0),
             self._shift + small,

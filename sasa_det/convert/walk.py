@@ -4,6 +4,10 @@ A batch holds each image twice. Through the first half goes what the teacher com
 the student does, so that each layer is fitted to the student's inputs and the teacher's outputs: errors of
 earlier layers are corrected rather than piled up. Convolutions that stay are fitted too, from their own weights
 on, and batch normalisation follows. All other layers treat both halves alike.
+
+A layer that a stage calls several times, as a head does for each level, is fitted once all calls are known. The
+stage is then run again, but no layer computes twice: each goes on from what it kept of the run before, and NaN
+marks maps that are left out.
 """
 
 import copy
@@ -25,7 +29,7 @@ Stage = Callable[[nn.Module, object], object]
 # Shapes of a module's input and output, for each call in one run of the model on one image.
 Calls = List[Tuple[torch.Size, torch.Size]]
 # Pixels to fit a layer to, per input of its equations.
-SAMPLES_PER_INPUT = 32
+SAMPLES_PER_INPUT = 16
 # Attention of more channels is fitted in so many directions of most variance: moments grow with the square.
 MOST_CHANNELS = 512
 
@@ -147,8 +151,8 @@ def walk(
     try:
         with torch.no_grad():
             state = torch.cat([images, images])
-            for stage in stages:
-                state = _sweep(stage, model, state, pairs.values())
+            for number, stage in enumerate(stages, 1):
+                state = _sweep(stage, model, state, list(pairs.values()), number == len(stages))
     finally:
         for name, module in list(model.named_modules()):
             if isinstance(module, _Pair):
@@ -200,15 +204,23 @@ def fit_apart(
     return {name: pair.student for name, pair in pairs.items()}
 
 
-def _sweep(stage: Stage, model: nn.Module, state, pairs):
+def _sweep(stage: Stage, model: nn.Module, state, pairs: Sequence['_Pair'], is_last: bool):
     """Run a stage until all of its layers are converted; those that levels share are fitted between runs."""
+    for pair in pairs:
+        pair.begin_stage()
+    whole = False
     while True:
+        for pair in pairs:
+            pair.begin_run(whole)
         output = stage(model, state)
         waiting = [pair for pair in pairs if pair.waits]
-        if not waiting:
-            return output
         for pair in waiting:
             pair.fit()
+        # What follows needs all maps, and so may a layer that reads those of several others.
+        incomplete = any(pair.has_left_out for pair in pairs) and not is_last
+        if not waiting and (whole or not (incomplete or any(pair.is_behind for pair in pairs))):
+            return output
+        whole = whole or not waiting
 
 
 class _Fitting(NamedTuple):
@@ -236,26 +248,68 @@ class _Pair(nn.Module):
         self._share = min(1.0, max(SAMPLES_PER_INPUT * inputs, 2**15) / pixels)
         self._generator = torch.Generator().manual_seed(fitting.seed)
         self._moments = None
+        self.begin_stage()
+        self.begin_run(whole=False)
+
+    def begin_stage(self) -> None:
+        """Forget the calls of the stage before."""
+        self._done = set()  # numbers of calls
+        self._kept = {}  # by number, what waits: the teacher's output and the student's input
+
+    def begin_run(self, whole: bool) -> None:
+        """Count calls from the first on.
+
+        Args:
+            whole: Compute all maps, also those that no layer is known to wait for.
+        """
+        self._call, self._whole = -1, whole
+        self.has_left_out = False
+        if whole:
+            self._kept.clear()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether a call of this run has given nothing yet, in this run or in one before."""
+        return self._call >= len(self._done)
 
     def forward(self, x: Tensor) -> Tensor:
+        self._call += 1
+        if self.fitted and self._call in self._kept:
+            return self._finish(*self._kept.pop(self._call))
         teacher, student = x.chunk(2)
+        if not self._whole and (self._call in self._done or _is_marked(teacher)):
+            self.has_left_out |= self._call in self._done
+            return self._marked(x)
         truth = self.conv(teacher)
         if not truth.isfinite().all():
             raise ValueError(
                 f'the outputs of {self._name} must be finite to convert the model, but some are infinite or NaN'
             )
-        # NaN marks what comes after a layer that is not fitted yet.
         reached = not _is_marked(student)
-        if not self.fitted and reached:
+        if reached and not self.fitted:
             self._differs |= not torch.equal(teacher, student)
             self.add(student, truth)
             if len(self._calls) == 1:
                 self.fit()
-        if not self.fitted or not reached:
+        if reached and self.fitted:
+            return self._finish(truth, student)
+        if self._whole:
             return torch.cat([truth, torch.full_like(truth, float('nan'))])
+        if reached:
+            # A copy, which nothing changes in place and which does not hold the teacher's half.
+            self._kept[self._call] = truth, student.clone()
+        return self._marked(x)
+
+    def _finish(self, truth: Tensor, student: Tensor) -> Tensor:
         result = self.student(student)
-        self._measure(truth, result)
+        if self._call not in self._done:
+            self._done.add(self._call)
+            self._measure(truth, result)
         return torch.cat([truth, result])
+
+    def _marked(self, x: Tensor) -> Tensor:
+        size = (-(-edge // self.conv.stride[0]) for edge in x.shape[2:])
+        return x.new_full((len(x), self.conv.out_channels, *size), float('nan'))
 
     def add(self, student: Tensor, truth: Tensor) -> None:
         """Add the student's inputs and the teacher's outputs to what is fitted to."""
@@ -326,8 +380,6 @@ class _AttentionPair(_Pair):
         self._fitting.tell(self._name, self.result(fitted.unexplained), self.student)
 
     def _measure(self, truth: Tensor, result: Tensor) -> None:
-        if len(self._left) == len(self._calls):  # later runs of a stage see the same
-            return
         count = _images_of(truth, self._fitting)
         count = 0 if count == len(truth) else count  # without held-out images, on all
         truth, result = truth[count:], result[count:]

@@ -173,6 +173,44 @@ def test_a_layer_that_was_done_waits_for_one_that_is_refitted(teacher):
         assert 0 < again.fitted[name].unexplained == pytest.approx(fitted.unexplained, abs=1e-3)
 
 
+def test_what_levels_share_computes_each_map_once(teacher):
+    model, runs = copy.deepcopy(teacher), []
+    for name in ('tower.0', 'tower.2'):
+        model.get_submodule(name).register_forward_hook(
+            lambda conv, args, output, name=name: runs.append((name, len(args[0])))
+        )
+    convert(model, images(4))
+    # Beside one image that shows which layers are called.
+    assert sorted(run for run in runs if run[1] == 4) == [('tower.0', 4)] * 2 + [('tower.2', 4)] * 2
+
+
+def test_a_layer_may_read_several_that_levels_share():
+    """So may the next stage, though each of these maps was left out of some run of the stage."""
+    torch.manual_seed(0)
+    convs = {name: nn.Conv2d(16, 16, 3, padding=1) for name in ('a', 'b', 'c', 'last')}
+    model = nn.ModuleDict(convs)
+
+    def levels(model, x):
+        first = [model['a'](level) for level in (x, x[:, :, ::2, ::2])]
+        second = [model['b'](each.relu()) for each in first]
+        return [first, [model['c'](y + z) for y, z in zip(first, second)]]
+
+    def sums(model, state):
+        return model['last'](state[0][0] + state[1][0])
+
+    x = F.interpolate(torch.randn(8, 16, 8, 8), scale_factor=2.0, mode='bicubic')
+    found = convert(model, x, stages=[levels, sums])
+    assert list(found.fitted) == ['a', 'b', 'c', 'last']
+    assert all(0 < fitted.unexplained < 0.6 for fitted in found.fitted.values())
+    with torch.no_grad():
+        truth, result = (sums(each, levels(each, x[6:])) for each in (model, found.model))
+    # Of the images that are held out.
+    left = (
+        (result - truth).square().sum() / (truth - truth.mean((0, 2, 3), True)).square().sum()
+    ).item()
+    assert found.fitted['last'].unexplained == pytest.approx(left, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     'norm', [nn.BatchNorm2d(16, track_running_stats=False), nn.BatchNorm1d(16)], ids=str
 )

@@ -142,6 +142,22 @@ def test_few_pixels_fall_back_on_the_convolutions_own_weights():
     assert left(many) < 0.35
 
 
+def test_channels_that_are_zero_on_these_images_get_no_large_weights():
+    """Other images may use them, and meet weights that nothing was known of."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 32, 3, padding=1)
+    few, others = smooth(6, 32, (8, 8), 1), smooth(20, 32, (8, 8), 2)
+    few[:, :28] = 0.0
+    fitted = fit_static_attention(covariance(conv, few), conv.weight, 4, 8, 3)
+    layer = replacement(conv, dict(kernel_size=3, num_heads=4, bias=True, out_proj=True))
+    write_static_attention(layer, fitted)
+    with torch.no_grad():
+        truth = conv(others)
+        left = (layer(others) - truth).var((0, 2, 3)) / truth.var((0, 2, 3))
+    # Zeros would leave 1.
+    assert left.mean() < 0.8
+
+
 def test_what_stays_a_convolution_is_told_why():
     model = nn.ModuleDict(
         dict(
