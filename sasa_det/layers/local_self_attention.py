@@ -80,6 +80,8 @@ class LocalSelfAttention2d(nn.Module):
             attention is worth. Not in the paper.
         init_lead: With init='neighbours' or 'centre', by how many nats the logit of the cell that a head
             points at exceeds those of the other rows and columns, at least. 8 by default.
+        keep_projections: Keep queries, keys and values for the backward, which otherwise projects the input
+            again. That is faster, but the layer then holds four maps rather than one.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -114,6 +116,7 @@ class LocalSelfAttention2d(nn.Module):
         downsample: str = 'pool',
         constant_query: bool = False,
         init_lead: Optional[float] = None,
+        keep_projections: bool = False,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -148,6 +151,7 @@ class LocalSelfAttention2d(nn.Module):
         self.init = init
         self.init_lead = init_lead
         self.constant_query = constant_query
+        self.keep_projections = keep_projections
 
         self.value_std = in_channels**-0.5 if value_std is None else value_std
 
@@ -253,7 +257,8 @@ class LocalSelfAttention2d(nn.Module):
         if all(map(is_plain, projections)):
             weights = [each.weight for each in projections]
             biases = [each.bias for each in projections]
-            x = projected_attention(x, weights, biases, *tables, **options)
+            keep = self.keep_projections
+            x = projected_attention(x, weights, biases, *tables, keep=keep, **options)
         else:
             check_map(x, self.in_channels)
             maps = (

@@ -8,10 +8,14 @@ from torch.overrides import wrap_torch_function
 
 from ..ops import local_attention
 from ..ops.autograd import below_autograd, is_transformed
+from ..ops.backends.choice import logs_choices
+from ..ops.native_library import load
 from ..ops.project import is_followed, project, project_backward, takes
 from ..ops.torch_library import ATTEND_BACKWARD_INTO, is_autocast_enabled
 from ..ops.window import empty_output
 
+# On a GPU, all that follows in C++: csrc/gpu_layer.cpp. It gives None for what it leaves to Python.
+_ON_GPU = None if load()[0] is None else torch.ops.sasa_det_cuda.projected_attention.default
 # In the order of the op's schema.
 _OPTIONS = ('kernel_size', 'num_heads', 'dilation', 'border', 'scale', 'backend')
 
@@ -23,13 +27,14 @@ def projected_attention(
     biases: List[Optional[Tensor]],
     rel_row: Optional[Tensor],
     rel_col: Optional[Tensor],
+    *,
+    keep: bool = False,
     **options,
 ) -> Tensor:
     """Attend with queries, keys and values that are projections of one map.
 
-    One projection computes all three, so x is read once. The backward projects again. Kept until
-    then, the projections would take three times the memory of x, which is all that a convolution
-    keeps.
+    One projection computes all three, so x is read once. The backward projects again unless they are kept. Kept
+    until then, the projections take three times the memory of x, which is all that a convolution keeps.
 
     Args:
         x: (B, in_channels, H, W).
@@ -37,6 +42,7 @@ def projected_attention(
         biases: (out_channels,) or None for each.
         rel_row: See :func:`sasa_det.ops.local_attention`.
         rel_col: The same.
+        keep: Keep the projections for the backward, which then does not project again.
         options: All options of local_attention, by name.
 
     Returns:
@@ -53,6 +59,13 @@ def projected_attention(
         torch.Size([2, 8, 4, 5])
     """
     check_map(x, weights[0].shape[1], weights[0].dtype)
+    # The backend's name is for tests, where the CPU stands in for a GPU.
+    on_gpu = _ON_GPU is not None and (x.is_cuda or options['backend'] == 'cuda')
+    if on_gpu and not is_followed() and not logs_choices():
+        given = (options[name] for name in _OPTIONS)
+        output = _ON_GPU(x, weights, biases, rel_row, rel_col, *given, keep)
+        if output is not None:
+            return output
     weight = torch.cat(weights)
     bias = None
     if any(each is not None for each in biases):
@@ -61,7 +74,7 @@ def projected_attention(
     inputs = (x, weight, bias, rel_row, rel_col)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if learns and options['backend'] != 'reference' and not is_followed():
-        return _ProjectedAttention.apply(*inputs, len(weights), options)
+        return _ProjectedAttention.apply(*inputs, len(weights), keep, options)
     if not learns and not is_followed() and _is_one_call(x, weight, bias, options['backend']):
         chosen = (options[name] for name in _OPTIONS)
         tables = (rel_row, rel_col)
@@ -102,10 +115,11 @@ def _split(y: Tensor, parts: int) -> tuple:
 
 class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, rel_row, rel_col, parts, options):
+    def forward(ctx, x, weight, bias, rel_row, rel_col, parts, keep, options):
         ctx.options = tuple(options[name] for name in _OPTIONS)
         ctx.parts = parts
-        if _is_one_call(x, weight, bias, options['backend']):
+        y = None
+        if not keep and _is_one_call(x, weight, bias, options['backend']):
             output, logsumexp = torch.ops.sasa_det_native.attend(
                 x, weight, bias, rel_row, rel_col, parts == 3, *ctx.options
             )
@@ -114,19 +128,20 @@ class _ProjectedAttention(torch.autograd.Function):
             y = project(x, weight, bias)
             output, logsumexp = below_autograd(*_split(y, parts), rel_row, rel_col, *ctx.options)
             ctx.dtypes = y.dtype, output.dtype  # autocast may have changed either
-        ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp)
+        kept = y if keep else None
+        ctx.save_for_backward(x, weight, bias, rel_row, rel_col, logsumexp, kept)
         return output
 
     @staticmethod
     def backward(ctx, grad):
-        *inputs, logsumexp = ctx.saved_tensors
+        *inputs, logsumexp, y = ctx.saved_tensors
         x_dtype, map_dtype = ctx.dtypes
         # With create_graph, or under torch.func, somebody may differentiate what comes out.
         if torch.is_grad_enabled() or is_transformed(grad):
-            return *_differentiable_grads(ctx, grad, inputs), None, None
+            return *_differentiable_grads(ctx, grad, inputs), None, None, None
         with torch.autocast(grad.device.type, enabled=False):
             x, weight, bias = (_to(each, x_dtype) for each in inputs[:3])
-            y = project(x, weight, bias).to(map_dtype)
+            y = (project(x, weight, bias) if y is None else y).to(map_dtype)
             # One tensor for queries, keys and values, as the projection's backward takes it.
             grad_y = empty_output(y)
             tables = ATTEND_BACKWARD_INTO(
@@ -144,8 +159,7 @@ class _ProjectedAttention(torch.autograd.Function):
         return (
             *(g.to(each.dtype) if each is not None and needed else None
               for each, needed, g in zip(inputs, ctx.needs_input_grad, grads)),
-            None,
-            None,
+            *[None] * 3,
         )  # fmt: skip
 
 

@@ -89,6 +89,25 @@ def register_with_torch(flop_counter: ModuleType) -> None:
     def _(grad, x, *args, **kw) -> int:
         return 2 * grad[1] * prod(x)
 
+    # The layer on a GPU: all projections in one, and the attention.
+    on_gpu = torch.ops.sasa_det_cuda
+
+    def count_projection(x, channels, parts) -> int:
+        return 2 * prod(x) * channels * parts
+
+    @register(on_gpu.projected_forward)
+    def _(x, pack, channels, parts, bias, tables, kernel_size, *args, **kw) -> int:
+        query = (x[0], channels, *x[2:])
+        attention = 2 * count_macs(query, kernel_size, parts == 3, tables > 0)
+        return count_projection(x, channels, parts) + attention
+
+    @register(on_gpu.projected_backward)
+    def _(grad, x, pack, lse, maps, channels, parts, bias, tables, kernel_size, *args, **kw) -> int:
+        *_, wanted = args
+        products = (maps is None) + wanted[0] + wanted[1]
+        attention = count_backward(grad, parts == 3 or None, tables or None, kernel_size)
+        return products * count_projection(x, channels, parts) + attention
+
 
 def register_with_mmengine(complexity_analysis: ModuleType) -> None:
     """Make mmengine's FlopAnalyzer and ActivationAnalyzer count attention; a multiply-add is one FLOP.

@@ -7,12 +7,13 @@ own. So there is one file per minor version, and it serves every Python. setup.p
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 
 _FOLDER = Path(__file__).parent
 _LogsChoices = ctypes.CFUNCTYPE(ctypes.c_bool)
+_DEVICE_TYPES = {'cpu': 0, 'cuda': 1}  # as in torch's DeviceType.h; the CPU's are for tests
 _BUILD = '`pip install --no-deps --no-build-isolation path/to/sasa_det` builds them with g++'
 
 
@@ -30,6 +31,19 @@ def file_name(version: str, cxx11_abi: bool) -> str:
     """
     major, minor = version.split('.')[:2]
     return f'_native.torch{major}.{minor}{"" if cxx11_abi else "-oldabi"}.so'
+
+
+class _Variant(ctypes.Structure):
+    """``Variant`` of csrc/gpu.h."""
+
+    _fields_ = [
+        (name, ctypes.c_int)
+        for name in ('bfloat16', 'depth', 'window', 'masked', 'dilated', 'has_key', 'has_rel')
+    ]
+
+
+def _numbers(device: torch.device) -> Tuple[int, int]:
+    return _DEVICE_TYPES[device.type], -1 if device.index is None else device.index
 
 
 class NativeLibrary:
@@ -64,6 +78,15 @@ class NativeLibrary:
             'sasa_ask_for_huge_pages', None, ctypes.c_void_p, ctypes.c_size_t
         )
         self._take_over = declare('sasa_take_over', None, _LogsChoices)
+        gpu, variant = (ctypes.c_int, ctypes.c_int), ctypes.POINTER(_Variant)
+        handle = ctypes.c_void_p
+        self._cuda_connect = declare('sasa_cuda_connect', None, ctypes.POINTER(handle))
+        self._cuda_stream = declare('sasa_cuda_stream', handle, *gpu)
+        self._cuda_register = declare(
+            'sasa_cuda_register', None, *gpu, variant, ctypes.c_int, handle, ctypes.c_uint, handle
+        )
+        self._cuda_trust = declare('sasa_cuda_trust', None, *gpu, variant)
+        self.cuda_forget = declare('sasa_cuda_forget', None)
 
     def capability(self) -> str:
         """Say which CPU the kernels in use are compiled for: 'avx512', 'avx2' or 'default'."""
@@ -78,6 +101,56 @@ class NativeLibrary:
         # Kept, as torch's dispatcher calls it as long as the process lives.
         self._logs_choices = _LogsChoices(logs_choices)
         self._take_over(self._logs_choices)
+
+    def cuda_connect(self, functions: Sequence) -> None:
+        """Hand over the functions by which CUDA kernels are launched; csrc/gpu.cpp lists them.
+
+        Args:
+            functions: Functions of ctypes.
+        """
+        self._cuda_functions = functions  # kept, as they may be written in Python
+        addresses = [ctypes.cast(function, ctypes.c_void_p) for function in functions]
+        self._cuda_connect((ctypes.c_void_p * len(functions))(*addresses))
+
+    def cuda_stream(self, device: torch.device) -> int:
+        """Return the driver's handle of a GPU's current stream, as the kernels are launched on.
+
+        Args:
+            device: The GPU.
+        """
+        return self._cuda_stream(*_numbers(device)) or 0
+
+    def cuda_register(
+        self,
+        device: torch.device,
+        variant: Sequence,
+        kernel: int,
+        function: int,
+        shared: int,
+        context: int,
+    ) -> None:
+        """Have a CUDA kernel launched without Python from now on.
+
+        Args:
+            device: The GPU that it is loaded on.
+            variant: What it is compiled for, as integers.
+            kernel: Its number.
+            function: The driver's handle of it.
+            shared: Bytes of shared memory of a block.
+            context: The driver's handle of the context that it is loaded in.
+        """
+        self._cuda_register(
+            *_numbers(device), _Variant(*variant), kernel, function, shared, context
+        )  # fmt: skip
+
+    def cuda_trust(self, device: torch.device, variant: Sequence) -> None:
+        """Let 'auto' take a variant of the CUDA kernels.
+
+        Args:
+            device: The GPU.
+            variant: As in `cuda_register`.
+        """
+        self._cuda_trust(*_numbers(device), _Variant(*variant))
 
 
 @cache

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from sasa_det.ops.native_library import load
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
@@ -9,3 +11,12 @@ def poisoned_memory():
     assert torch.empty(8).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_stub_left():
+    """Forget the CUDA kernels that a stub of the driver had registered."""
+    yield
+    library, _ = load()
+    if library is not None:
+        library.cuda_forget()

@@ -11,14 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cases import Case, with_grad
-from cuda_emulator import Emulator
+from cuda_emulator import Emulator, StubDriver
 
 from sasa_det.ops import available_backends
 from sasa_det.ops.backends import choice, cuda, cuda_driver, cuda_launches, triton
 from sasa_det.ops.backends.cuda_launches import Variant
+from sasa_det.ops.native_library import load
 from sasa_det.ops.window import Window
 
 PLAIN = Variant(torch.bfloat16, 8, 3)
+CONNECTED = cuda_driver.connected  # without the stubs' patch
 CACHES = (
     cuda_driver._lacking,
     cuda_driver.nvrtc,
@@ -84,7 +86,7 @@ def test_says_what_is_missing(gpu, monkeypatch, tmp_path):
     gpu.capability = (8, 0)
     cuda_driver._lacking.cache_clear()
     monkeypatch.setattr(cuda_driver, 'SOURCES', tmp_path)
-    assert f'{tmp_path} lacks tile.cuh, device.cuh, forward.cu' in cuda.missing()
+    assert f'{tmp_path} lacks tile.cuh, device.cuh, arguments.cuh' in cuda.missing()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,34 @@ def test_keeps_what_it_compiled(monkeypatch, tmp_path):
     assert get() == b'code 7', 'a folder that cannot be'
 
 
+@pytest.mark.skipif(load()[0] is None, reason='native: there are no C++ kernels')
+@pytest.mark.parametrize('handle', [StubDriver.STREAM, 8])
+def test_the_library_launches_if_it_finds_the_stream(handle, gpu, monkeypatch, caplog):
+    StubDriver(monkeypatch, load()[0])
+    stubs = load()[0]._cuda_functions
+    torch_cuda = SimpleNamespace(**{cuda_driver._STREAM: stubs[-1]})
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: torch_cuda)
+    monkeypatch.setattr(
+        cuda_driver, 'driver', lambda: SimpleNamespace(**dict(zip(cuda_driver._FUNCTIONS, stubs)))
+    )
+    stream = SimpleNamespace(device=torch.device('cpu'), cuda_stream=handle)
+    monkeypatch.setattr(torch.cuda, 'Stream', lambda: stream)
+    monkeypatch.setattr(torch.cuda, 'stream', lambda stream: nullcontext())
+    with caplog.at_level(logging.DEBUG, logger='sasa_det'):
+        assert CONNECTED.__wrapped__() == (handle == StubDriver.STREAM)
+    assert [each.getMessage() for each in caplog.records] == (
+        [] if handle == StubDriver.STREAM
+        else ['CUDA kernels are launched from Python: the C++ library finds another stream']
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason='torch is built for CUDA')
+def test_says_why_python_launches(caplog):
+    with caplog.at_level(logging.DEBUG, logger='sasa_det'):
+        assert not CONNECTED.__wrapped__()
+    assert 'CUDA kernels are launched from Python: ' in caplog.text
+
+
 class Driver:
     """Records what it is asked for."""
 
@@ -172,6 +202,7 @@ def test_launches(gpu, monkeypatch):
     monkeypatch.setattr(cuda_driver, 'driver', lambda: driver)
     monkeypatch.setattr(cuda_driver, 'compiled', lambda *what: b'code')
     monkeypatch.setattr(cuda_driver, '_loaded', {})
+    monkeypatch.setattr(cuda_driver, 'connected', lambda: False)
     x = torch.zeros(2, 16, 20, 17, dtype=torch.bfloat16).contiguous(
         memory_format=torch.channels_last
     )
@@ -196,14 +227,20 @@ def test_launches(gpu, monkeypatch):
     assert arguments[8].value == 7, 'the current stream'
     names = driver.names()
     assert names == [
+        'cuDeviceGet',
+        'cuDevicePrimaryCtxRetain',
+        'cuCtxSetCurrent',
         'cuModuleLoadData',
         'cuModuleGetFunction',
         'cuFuncSetAttribute',
+        'cuCtxSetCurrent',
         'cuLaunchKernel',
     ]
     gpu.capturing = True
     cuda.forward(x, x, x, None, None, window)
-    assert driver.names() == ['cuLaunchKernel'], 'nothing is loaded while a graph is captured'
+    assert driver.names() == ['cuCtxSetCurrent', 'cuLaunchKernel'], (
+        'nothing is loaded while a graph is captured'
+    )
     driver.failing = 'cuLaunchKernel'
     with pytest.raises(cuda_driver.DriverError, match='cuLaunchKernel'):
         cuda.forward(x, x, x, None, None, window)
@@ -214,6 +251,7 @@ def test_takes_maps_of_any_layout(layout, monkeypatch):
     """Keys and values that do not lie as the kernels want are copied, and gradients copied back."""
     seen = []
     monkeypatch.setattr(cuda_driver, 'run', seen.append)
+    monkeypatch.setattr(cuda_driver, 'connected', lambda: False)
     case = Case(3, depth=8, batch=1)
     query, key, value, *tables = with_grad(case.inputs(torch.bfloat16))
     if layout == 'not aligned':

@@ -1,7 +1,8 @@
 """Local attention in CUDA C++, for NVIDIA GPUs, bfloat16 and float16: what it takes, its forward and backward.
 
-``csrc/cuda/README.md`` says how the kernels work, ``cuda_launches.py`` lays out their launches, and
-``cuda_driver.py`` compiles and runs them. Whatever these kernels do not take stays with Triton.
+``csrc/cuda/README.md`` says how the kernels work, and ``cuda_driver.py`` compiles and loads them. The C++
+library launches them (``csrc/gpu.cpp``); where there is none, ``cuda_launches.py`` lays out the same launches.
+Whatever these kernels do not take stays with Triton.
 """
 
 import logging
@@ -92,6 +93,7 @@ def distrust(query: Tensor, window: Window, has_key: bool, has_rel: bool) -> Opt
         reason = _outcomes[key] = _disagreement(query.device, variant)
         where = f'{variant} on {query.device}'
         if reason is None:
+            cuda_driver.trust(query.device, variant)
             logger.debug('the CUDA kernels agree with another backend for %s', where)
         else:
             logger.warning('the CUDA kernels are not used for %s: %s', where, reason)
@@ -119,7 +121,9 @@ def _disagreement(device: torch.device, variant: Variant) -> Optional[str]:
     peer = triton if triton.missing() is None and triton.refuse(query, window) is None else eager
     try:
         computed, expected = (_results(backend, grad, inputs, window) for backend in (_THIS, peer))
-    except (cuda_driver.CompileError, cuda_driver.DriverError) as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of the compiler or the driver
         return str(error)
     name = peer.__name__.rpartition('.')[2]
     for what, x in computed.items():
@@ -153,6 +157,9 @@ def forward(
 
     But for the log-sum-exp, which is to base 2: only :func:`backward` reads it.
     """
+    if query.numel() and cuda_driver.connected():
+        cuda_driver.load(query.device, 'forward', variant_of(query, key, rel_row, window))
+        return torch.ops.sasa_det_cuda.forward(query, key, value, rel_row, rel_col, *window)
     output = empty_output(query)
     logsumexp = empty_logsumexp(query, window.num_heads)
     if query.numel():
@@ -176,6 +183,11 @@ def backward(
     window: Window,
 ) -> Tuple[Optional[Tensor], Optional[Tensor]]:
     """Compute the gradients; arguments and results as in :func:`sasa_det.ops.backends.eager.backward`."""
+    if query.numel() and cuda_driver.connected():
+        for kernel in ('backward_queries', 'backward_keys'):
+            cuda_driver.load(query.device, kernel, variant_of(query, key, rel_row, window))
+        inputs = (query, key, value, rel_row, rel_col)
+        return torch.ops.sasa_det_cuda.backward(grad, *inputs, logsumexp, *grad_maps, *window)
     partials = None if rel_row is None else empty_partials(query, rel_row, window)
     if query.numel():
         maps = dict(_inputs(query, key, value), grad=laid_out(grad)[0])

@@ -1,8 +1,11 @@
-"""How the CUDA kernels are compiled, kept on disk and launched: NVRTC and the driver's API, by ctypes.
+"""How the CUDA kernels are compiled, kept on disk and loaded: NVRTC and the driver's API, by ctypes.
 
 A kernel is compiled at its first use, which takes about a second. The result is kept in a folder of the user's
 cache, by its source, its options, the GPU's architecture and the compiler's version. No CUDA toolkit is needed:
 NVRTC comes with the builds of torch for CUDA, and libcuda with the GPU's driver.
+
+A loaded kernel is registered in the C++ library, which launches it from then on (``csrc/gpu.cpp``). Where there
+is no library, it is launched here.
 """
 
 import ctypes
@@ -16,12 +19,13 @@ from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 
+from ..native_library import load as load_library
 from .cuda_launches import KERNELS, Launch, Variant, macros, shared_bytes
 
 logger = logging.getLogger('sasa_det')
 
 SOURCES = Path(__file__).resolve().parents[1] / 'csrc' / 'cuda'
-HEADERS = ('tile.cuh', 'device.cuh')
+HEADERS = ('tile.cuh', 'device.cuh', 'arguments.cuh')
 _OLDEST_GPU = (8, 0)
 _THREADS = 256
 # From cuda.h and nvrtc.h.
@@ -249,7 +253,7 @@ def compiled(kernel: str, variant: Variant, capability: Tuple[int, int]) -> byte
     return code
 
 
-# --- Launch
+# --- Load
 
 
 class DriverError(RuntimeError):
@@ -292,30 +296,107 @@ def _index(device: torch.device) -> int:
 class _Loaded(NamedTuple):
     """A kernel in a GPU's memory."""
 
-    function: ctypes.c_void_p
+    function: int
     shared: int
+    context: int
 
 
-_loaded: Dict[Tuple[int, str, Variant], _Loaded] = {}
+_loaded: Dict[Tuple[torch.device, str, Variant], _Loaded] = {}
 
 
-def _load_kernel(index: int, kernel: str, variant: Variant) -> _Loaded:
+def load(device: torch.device, kernel: str, variant: Variant) -> _Loaded:
+    """Compile and load a kernel at its first use, and register it in the C++ library.
+
+    Args:
+        device: The GPU, with its index.
+        kernel: One of KERNELS.
+        variant: What it is compiled for.
+
+    Raises:
+        CompileError: The kernel does not compile.
+        DriverError: The driver refuses it.
+        RuntimeError: A CUDA graph is being captured.
+    """
+    key = device, kernel, variant
+    found = _loaded.get(key)
+    if found is None:
+        found = _loaded[key] = _load_kernel(*key)
+        if connected():
+            library, _ = load_library()
+            library.cuda_register(device, _as_integers(variant), KERNELS.index(kernel), *found)
+    return found
+
+
+def trust(device: torch.device, variant: Variant) -> None:
+    """Let 'auto' take a variant in the C++ library, too.
+
+    Args:
+        device: The GPU, with its index.
+        variant: What its kernels are compiled for.
+    """
+    if connected():
+        load_library()[0].cuda_trust(device, _as_integers(variant))
+
+
+def _as_integers(variant: Variant) -> List[int]:
+    return [int(variant.dtype == torch.bfloat16), *map(int, variant[1:])]
+
+
+def _load_kernel(device: torch.device, kernel: str, variant: Variant) -> _Loaded:
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             f'local_attention: the CUDA kernel {kernel} for {variant} is not loaded yet, and cannot be while a '
             'CUDA graph is captured; call it once before'
         )
-    code = compiled(kernel, variant, torch.cuda.get_device_capability(index))
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    _driver_call('cuModuleLoadData', ctypes.byref(module), code)
-    _driver_call('cuModuleGetFunction', ctypes.byref(function), module, kernel.encode())
-    shared = shared_bytes(kernel, variant)
-    _driver_call('cuFuncSetAttribute', function, _SHARED_ATTRIBUTE, shared)
-    return _Loaded(function, shared)
+    code = compiled(kernel, variant, torch.cuda.get_device_capability(device))
+    module, function, context = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    handle = ctypes.c_int()
+    with torch.cuda.device(device):
+        # torch's context, which a thread of autograd may not have yet.
+        _driver_call('cuDeviceGet', ctypes.byref(handle), device.index)
+        _driver_call('cuDevicePrimaryCtxRetain', ctypes.byref(context), handle)
+        _driver_call('cuCtxSetCurrent', context)
+        _driver_call('cuModuleLoadData', ctypes.byref(module), code)
+        _driver_call('cuModuleGetFunction', ctypes.byref(function), module, kernel.encode())
+        shared = shared_bytes(kernel, variant)
+        _driver_call('cuFuncSetAttribute', function, _SHARED_ATTRIBUTE, shared)
+    return _Loaded(function.value, shared, context.value)
+
+
+# --- Launch
+
+# Of libcuda, in the order of csrc/gpu.cpp.
+_FUNCTIONS = (
+    'cuLaunchKernel', 'cuCtxGetCurrent', 'cuCtxSetCurrent', 'cuGetErrorString', 'cuStreamIsCapturing',
+)  # fmt: skip
+_STREAM = '_ZNK3c104cuda10CUDAStream6streamEv'  # c10::cuda::CUDAStream::stream() const
+
+
+@cache
+def connected() -> bool:
+    """Say whether the C++ library launches the kernels; hands it what it needs for that the first time."""
+    library, reason = load_library()
+    if library is None:
+        logger.debug('CUDA kernels are launched from Python: %s', reason)
+        return False
+    try:
+        torch_cuda = ctypes.CDLL(str(Path(torch.__file__).parent / 'lib' / 'libc10_cuda.so'))
+        functions = [getattr(driver(), name) for name in _FUNCTIONS]
+        library.cuda_connect([*functions, getattr(torch_cuda, _STREAM)])
+    except (OSError, AttributeError) as error:
+        logger.debug('CUDA kernels are launched from Python: %s', error)
+        return False
+    # A stream of its own, as the default's handle is zero.
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        agrees = library.cuda_stream(stream.device) == stream.cuda_stream
+    if not agrees:
+        logger.debug('CUDA kernels are launched from Python: the C++ library finds another stream')
+    return agrees
 
 
 def run(launch: Launch) -> None:
-    """Queue a launch on the current stream of its tensors' GPU.
+    """Queue a launch on the current stream of its tensors' GPU, where there is no C++ library.
 
     Args:
         launch: From ``cuda_launches.launch``.
@@ -326,12 +407,11 @@ def run(launch: Launch) -> None:
     """
     device = launch.reads[0].device
     with torch.cuda.device(device):
-        key = device.index, launch.kernel, launch.variant
-        loaded = _loaded.get(key)
-        if loaded is None:
-            loaded = _loaded[key] = _load_kernel(*key)
+        loaded = load(device, launch.kernel, launch.variant)
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(launch.arguments))
+        _driver_call('cuCtxSetCurrent', ctypes.c_void_p(loaded.context))
+        function = ctypes.c_void_p(loaded.function)
         _driver_call(
-            'cuLaunchKernel', loaded.function, launch.blocks, 1, 1, _THREADS, 1, 1, loaded.shared,
+            'cuLaunchKernel', function, launch.blocks, 1, 1, _THREADS, 1, 1, loaded.shared,
             ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream), pointers, None,
         )  # fmt: skip

@@ -1,6 +1,6 @@
-// The op's CPU implementations for torch's dispatcher, and what native_library.py calls. The dispatcher calls
-// these without Python, which takes about as long as the kernels on a small map. Nothing here is from Python's
-// own interface: one library serves every version of Python.
+// The op's implementations for torch's dispatcher, on the CPU and on CUDA, and what native_library.py calls. The
+// dispatcher calls these without Python, which takes about as long as the kernels on a small map. Nothing here is
+// from Python's own interface: one library serves every version of Python.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "gpu.h"
 #include "launch.h"
 #include "projected_attention.h"
 
@@ -80,20 +81,36 @@ bool is_logsumexp(const Tensor& x, const Tensor& query, int64_t num_heads) {
          x.size(3) == query.size(3);
 }
 
-// Whether these kernels are to compute it, without an error or a log of the choice.
-bool is_native(INPUTS, OPTIONS(StringView), StringView backend) {
+// Whether the CPU's kernels may, or those of a GPU, as far as types and options say.
+bool may_compute(INPUTS, OPTIONS(StringView), StringView backend, StringView by) {
   if (kernel_size > sasa::LARGEST_KERNEL) return false;
   if (!is_well_formed(THE_INPUTS, kernel_size, num_heads, dilation, border, scale)) return false;
   if (!(same_type_and_device(key, query) && same_type_and_device(value, query) &&
         same_type_and_device(rel_row, query) && same_type_and_device(rel_col, query)))
     return false;
-  if (backend == "native") return true;
+  if (backend == by) return true;
   return backend == "auto" && !logs_choices();
 }
 
+// Whether these kernels are to compute it, without an error or a log of the choice.
+bool is_native(INPUTS, OPTIONS(StringView), StringView backend) {
+  return query.is_cpu() && may_compute(THE_INPUTS, THE_ARGUMENTS, backend, "native");
+}
+
+// The same for a GPU's, if they are loaded. Python refuses what does not fit, and is asked about what is empty.
+bool is_cuda(INPUTS, OPTIONS(StringView), StringView backend, bool backward) {
+  if (query.is_cpu() && backend == "auto") return false;
+  if (!may_compute(THE_INPUTS, THE_ARGUMENTS, backend, "cuda")) return false;
+  if (query.numel() == 0 || !(scale > 0) || !sasa::gpu::fits(query)) return false;
+  const auto variant = sasa::gpu::Shape(query, query.size(1), THE_OPTIONS)
+                           .variant(query.scalar_type(), key.has_value(), rel_row.has_value());
+  const auto loaded = sasa::gpu::find(query.device(), variant, backend == "auto");
+  return loaded && (!backward || loaded.has_backward());
+}
+
 std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
-  if (is_native(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend))
-    return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  if (is_native(THE_INPUTS, THE_ARGUMENTS, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  if (is_cuda(THE_INPUTS, THE_ARGUMENTS, backend, false)) return sasa::gpu::forward(THE_INPUTS, THE_OPTIONS);
   return in_python<decltype(op_forward)>("sasa_det::local_attention", c10::DispatchKey::Undefined,
                                          THE_INPUTS, THE_ARGUMENTS, backend);
 }
@@ -123,12 +140,13 @@ Tensor or_empty(const OptionalTensor& x, const Tensor& query) {
 std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Tensor& logsumexp,
                                             GRAD_MAPS, OPTIONS(StringView), StringView backend) {
   if (is_gradient(grad, query) && is_gradient(grad_query, query) && is_gradient(grad_key, key) &&
-      is_gradient(grad_value, value) &&
-      is_native(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend) &&
-      is_logsumexp(logsumexp, query, num_heads)) {
-    const auto [row, col] =
-        sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
-    return {or_empty(row, query), or_empty(col, query)};
+      is_gradient(grad_value, value) && is_logsumexp(logsumexp, query, num_heads)) {
+    const auto backward = [&](auto* function) {
+      const auto [row, col] = function(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
+      return std::tuple(or_empty(row, query), or_empty(col, query));
+    };
+    if (is_native(THE_INPUTS, THE_ARGUMENTS, backend)) return backward(sasa::backward);
+    if (is_cuda(THE_INPUTS, THE_ARGUMENTS, backend, true)) return backward(sasa::gpu::backward);
   }
   return in_python<decltype(op_backward_into)>(
       "sasa_det::local_attention_backward_into", c10::DispatchKey::Undefined, grad, THE_INPUTS,
@@ -213,18 +231,20 @@ int64_t sasa_largest_kernel() { return sasa::LARGEST_KERNEL; }
 
 int64_t sasa_huge_from() { return sasa::HUGE_FROM; }
 
-// Register the op's CPU implementations: these kernels where they can compute it, else the op in Python.
+// Register the op's implementations: these kernels where they can compute it, else the op in Python.
 void sasa_take_over(bool (*python_logs_choices)()) {
   logs_choices = python_logs_choices;
   static torch::Library library(torch::Library::IMPL, "sasa_det", {}, __FILE__, __LINE__);
   static bool done = false;
   if (done) return;
   done = true;
-  const auto cpu = c10::DispatchKey::CPU, autograd = c10::DispatchKey::AutogradCPU;
-  library.impl("local_attention", torch::dispatch(cpu, &op_forward));
-  library.impl("local_attention", torch::dispatch(autograd, &op_autograd));
-  library.impl("local_attention_backward", torch::dispatch(cpu, &op_backward));
-  library.impl("local_attention_backward_into", torch::dispatch(cpu, &op_backward_into));
+  for (const auto key : {c10::DispatchKey::CPU, c10::DispatchKey::CUDA}) {
+    library.impl("local_attention", torch::dispatch(key, &op_forward));
+    library.impl("local_attention_backward", torch::dispatch(key, &op_backward));
+    library.impl("local_attention_backward_into", torch::dispatch(key, &op_backward_into));
+  }
+  for (const auto key : {c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutogradCUDA})
+    library.impl("local_attention", torch::dispatch(key, &op_autograd));
 }
 
 void sasa_ask_for_huge_pages(void* data, size_t bytes) { sasa::ask_for_huge_pages(data, bytes); }

@@ -65,7 +65,7 @@ inline Tensor empty_output(const Tensor& like) {
   const bool last = !like.is_contiguous() && like.stride(1) == 1;
   Tensor output = at::empty_like(
       like, like.options(), last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
-  if (output.nbytes() >= HUGE_FROM) ask_for_huge_pages(output.data_ptr(), output.nbytes());
+  if (output.is_cpu() && output.nbytes() >= HUGE_FROM) ask_for_huge_pages(output.data_ptr(), output.nbytes());
   return output;
 }
 

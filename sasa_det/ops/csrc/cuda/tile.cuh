@@ -8,6 +8,7 @@
 constexpr int WARPS = 8, THREADS = 32 * WARPS;
 
 #include "device.cuh"
+#include "arguments.cuh"
 
 constexpr int RADIUS = WINDOW / 2;
 
@@ -53,23 +54,7 @@ constexpr DEV int swizzle(int col) {
   return DEPTH == 64 ? (col & 1) << 2 | (col >> 1 & 3) : (col * PIECES / 8) % PIECES;
 }
 
-// --- Arguments, the same for each kernel; ops/backends/cuda_launches.py has the same structure.
-struct Map {
-  uint16_t* data;
-  int64_t image;   // strides in elements; a pixel's channels are adjacent
-  int row, col;
-};
-struct Arguments {
-  // Value has the strides of key, and its gradient those of key's gradient. Without a key, key is value.
-  Map query, key, value, output, grad, grad_query, grad_key, grad_value;
-  const uint16_t *rel_row, *rel_col;
-  float *lse, *delta, *partials;
-  int height, width, heads, dilation;
-  int across, pieces, length;   // strips of a phase, pieces of a strip, chunks of a piece
-  int table_stride;             // from head to head: 0 if they share the tables
-  float scale, factor, inverse; // factor is scale * log2(e)
-  uint32_t zero;                // 0: but the compiler must not know
-};
+// --- Arguments
 static_assert(sizeof(Arguments) == ARGUMENT_BYTES, "the host's structure differs");
 
 // The place of a thread, in its warp's tile and for products.
