@@ -35,8 +35,9 @@ optim_wrapper = dict(optimizer=dict(lr={lr}), paramwise_cfg={paramwise})
 """
 # Of the learning rate that the detector was trained with.
 FINETUNE_LR = 0.2
-# Of that of the other weights: logits add up the steps of two projections.
-LOGITS_LR = 0.1
+# Of queries, keys and positions, as a factor to that of the other weights. Content comes in by
+# training alone, and less of it at a lower rate, such as that of configs that train from random weights.
+LOGITS_LR = 1.0
 CONFIG = """\
 # Written by `sasa-det convert`: the detector of the base, with attention in the place of these convolutions.
 _base_ = {base}

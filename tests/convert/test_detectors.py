@@ -477,7 +477,7 @@ def test_fine_tunes_the_converted_detector(teacher, labelled, tmp_path, capsys):
     tuned = Config.fromfile(out / 'own_finetune.py')
     base = read_config(find_config('retinanet_tiny_digits'))
     assert tuned.optim_wrapper.optimizer.lr == pytest.approx(0.2 * base.optim_wrapper.optimizer.lr)
-    assert tuned.optim_wrapper.paramwise_cfg.custom_keys['.query.'].lr_mult == 0.1
+    assert tuned.optim_wrapper.paramwise_cfg.custom_keys['.query.'].lr_mult == 1
     assert (out / 'finetune' / 'epoch_1.pth').is_file()
     # Training began with the converted weights.
     before = torch.load(out / 'own_converted.pth', weights_only=True)['state_dict']
