@@ -162,7 +162,7 @@ def trained(monkeypatch):
         return 5
 
     def numbers(self):
-        best = 0.02 if 'sasa' in self.config_path else 0.01
+        best = 0.02 if 'sasa' in Path(self.config_path).name else 0.01
         ap = 50 - 1000 * abs(self.config.optim_wrapper.optimizer.lr - best) + self.seed
         return dict(AP=ap, AP50=60.0, AP75=41.0, test_ms=1.0)
 
