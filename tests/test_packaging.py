@@ -1,5 +1,6 @@
 """What the wheel holds, and that configs inherit from it where the checkout is out of reach."""
 
+import fcntl
 import json
 import os
 import re
@@ -67,10 +68,16 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(source, tmp_path_factory):
-    """The built wheel."""
-    folder = tmp_path_factory.mktemp('wheel')
-    pip = (sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation')
-    run(*pip, '--wheel-dir', folder, source, cwd=folder)
+    """The built wheel. Compiling takes a minute, so the first of pytest's processes builds it for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base) / 'wheel'
+    folder.mkdir(exist_ok=True)
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / 'built').exists():
+            pip = (sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps')
+            run(*pip, '--no-build-isolation', '--wheel-dir', folder, source, cwd=folder)
+            (folder / 'built').touch()
     (built,) = folder.glob('*.whl')
     return built
 
