@@ -14,8 +14,6 @@ included, is measured in a process for each. Writes OUT.json and OUT.md.
 """
 
 import argparse
-import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,7 @@ from .measuring import (
     describe_machine,
     in_own_process,
     peak_growth,
+    prepare,
     take_turns,
     write,
 )
@@ -142,11 +141,8 @@ def main() -> None:
     for name in options.configs:
         if name not in names and not Path(name).is_file():
             parser.error(f'--configs: {name} is neither a file nor one of {", ".join(names)}')
-    warnings.simplefilter('ignore')
-    logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
+    prepare(options.threads)
     torch.manual_seed(0)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     batch = make_batch(options.size, options.size, options.batch)
     if options.memory_of:
         print(

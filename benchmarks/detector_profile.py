@@ -11,9 +11,7 @@ first. Writes OUT.json and OUT.md.
 """
 
 import argparse
-import logging
 import time
-import warnings
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +27,7 @@ from sasa_det.configs import find_config
 from sasa_det.layers import AttentionStem, LocalSelfAttention2d
 
 from .detector import Detector, make_batch
-from .measuring import above_zero, as_markdown, describe_machine, write
+from .measuring import above_zero, as_markdown, describe_machine, prepare, write
 
 CHOSEN = ['retinanet_r50_fpn_1x_coco', 'retinanet_sasa-r50_sasa-fpn_sasa-head_1x_coco']
 OTHER, PYTHON = 'other operations', 'Python between operations'
@@ -184,11 +182,8 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/detector_profile'))
     options = parser.parse_args()
     paths = [find_config(name) for name in options.configs]
-    warnings.simplefilter('ignore')
-    logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
+    prepare(options.threads)
     torch.manual_seed(0)
-    if options.threads:
-        torch.set_num_threads(options.threads)
     batch = make_batch(options.size, options.size, options.batch)
     machine = describe_machine()
     machine.update(size=options.size, batch=options.batch, rounds=options.rounds)

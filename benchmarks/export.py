@@ -13,8 +13,6 @@ exported files.
 """
 
 import argparse
-import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +33,7 @@ from .measuring import (
     describe_machine,
     in_own_process,
     peak_growth,
+    prepare,
     take_turns,
     write,
 )
@@ -101,10 +100,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/export'))
     parser.add_argument('--memory-of', choices=RUNTIMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    warnings.simplefilter('ignore')
-    logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options.threads)
     images = torch.from_numpy(
         np.random.RandomState(0).randint(0, 256, (options.batch, 3, options.size, options.size))
     ).float()

@@ -3,6 +3,7 @@
 import argparse
 import ctypes
 import json
+import logging
 import os
 import platform
 import re
@@ -11,12 +12,25 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Callable, Dict, Hashable, List
+from typing import Callable, Dict, Hashable, List, Optional
 
 import torch
+
+
+def prepare(threads: Optional[int] = None) -> None:
+    """Silence what is not about the measurement, and set torch's number of threads.
+
+    Args:
+        threads: The number; None leaves it.
+    """
+    warnings.simplefilter('ignore')
+    logging.disable(logging.INFO)  # mmengine lists every weight that it initialises
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def describe_machine() -> dict:

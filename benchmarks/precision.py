@@ -11,9 +11,7 @@ process; figures are medians. Writes OUT.json and OUT.md after each row.
 """
 
 import argparse
-import logging
 import sys
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Callable, Dict
@@ -29,7 +27,7 @@ from sasa_det.export.layout import to_channels_last
 from sasa_det.export.precision import PRECISIONS, lower_precision
 from sasa_det.plugin import register
 
-from .measuring import above_zero, as_markdown, describe_machine, take_turns, write
+from .measuring import above_zero, as_markdown, describe_machine, prepare, take_turns, write
 
 TITLES = {'way': '{way}', 'AP': '{ap:.1f}', 'difference': '{difference:+.1f}'}
 TIMES = {'inference ms': '{ms:.0f}', '/ first': '{ratio:.2f}'}
@@ -63,10 +61,7 @@ def main() -> None:
     )
     parser.add_argument('--out', type=Path, default=Path('work_dirs/benchmarks/precision'))
     options = parser.parse_args()
-    warnings.simplefilter('ignore')
-    logging.disable(logging.INFO)
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    prepare(options.threads)
     register()
     config = read_config(find_config(options.config), options.cfg_options)
     detector = load_detector(config, options.checkpoint)
