@@ -1,11 +1,30 @@
 // How threads share the work of one call, whoever the threads are: torch's or onnxruntime's.
 #pragma once
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "problem.h"
 
 namespace sasa {
+
+// Memory that begins with a cache line: a vector in two lines takes two loads.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : whole_(new char[bytes + LINE]) {}
+  void* data() const { return whole_.get() + (LINE - reinterpret_cast<uintptr_t>(whole_.get()) % LINE) % LINE; }
+
+ private:
+  static constexpr int64_t LINE = 64;
+  std::unique_ptr<char[]> whole_;
+};
+
+// Scratch memory of one thread, as the kernels want it: zeros at first.
+inline Memory zeros(int64_t bytes) {
+  Memory memory(bytes);
+  std::memset(memory.data(), 0, bytes);
+  return memory;
+}
 
 // Cut each phase into bands, compute them on some threads, and let the result not depend on the cuts.
 //
@@ -18,7 +37,6 @@ namespace sasa {
 template <typename Share, typename Run>
 void run_bands(const Problem& p, int64_t min_blocks, int64_t scratch, int64_t threads, const Share& share,
                const Run& run) {
-  constexpr int64_t alignment = 64;
   const int64_t phase_cols = phases(p, p.width), all_phases = phases(p, p.height) * phase_cols;
   const int64_t partials = p.dtables ? table_partials(p) : all_phases;
   const int64_t uncut_tasks = p.batch * p.heads * partials;
@@ -26,9 +44,7 @@ void run_bands(const Problem& p, int64_t min_blocks, int64_t scratch, int64_t th
   const int64_t wanted = (4 * threads + uncut_tasks - 1) / uncut_tasks;
   const int64_t cuts = std::max<int64_t>(1, std::min(wanted, blocks(p) / min_blocks));  // bands of a phase
   share(uncut_tasks * cuts, [&](int64_t first_task, int64_t end_task) {
-    const std::unique_ptr<char[]> memory(new char[scratch + alignment]());  // zeros
-    const auto address = reinterpret_cast<uintptr_t>(memory.get());
-    void* aligned = memory.get() + (alignment - address % alignment) % alignment;
+    const Memory memory = zeros(scratch);
     for (int64_t task = first_task; task < end_task; ++task) {
       const int64_t image_head = task / cuts / partials, partial = task / cuts % partials, cut = task % cuts;
       const int64_t image = image_head / p.heads, head = image_head % p.heads;
@@ -38,7 +54,7 @@ void run_bands(const Problem& p, int64_t min_blocks, int64_t scratch, int64_t th
       for (int64_t phase = all_phases * partial / partials; phase < end_phase; ++phase) {
         const int64_t row = phase / phase_cols, height = size_at_phase(p, p.height, row);
         const Band band{image, head, row, phase % phase_cols, first, std::min(last, height), partial};
-        if (band.first < band.last) run(p, band, aligned);
+        if (band.first < band.last) run(p, band, memory.data());
       }
     }
   });

@@ -80,9 +80,7 @@ inline std::tuple<Tensor, Tensor> attend_projected(const Tensor& x, const Tensor
   at::parallel_for(0, images * parts, 1, [&](int64_t first_task, int64_t end_task) {
     Strip strip(x, channels, held_rows(options.kernel_size));
     const Floats scratch(deepest * block);
-    const int64_t bytes = kernels().scratch(whole, false);
-    const Floats memory(divide_up(bytes, sizeof(float)));
-    std::fill(memory.data(), memory.data() + divide_up(bytes, sizeof(float)), 0.0f);
+    const Memory memory = zeros(kernels().scratch(whole, false));
     // Project rows [begin, end) of an image into the strip, from its row `to` on.
     const auto project_rows = [&](int64_t image, int64_t begin, int64_t end, int64_t to) {
       const int64_t pixels = (end - begin) * width, all = height * width;

@@ -10,7 +10,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <memory>
 
 #include "launch.h"
 
@@ -35,16 +34,13 @@ inline Matrix transposed(const Matrix& m) { return {m.data, m.column, m.row}; }
 inline int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 inline int64_t round_up(int64_t n, int64_t to) { return divide_up(n, to) * to; }
 
-// Memory at a multiple of 64 bytes: a vector in two cache lines takes two loads.
 class Floats {
  public:
-  explicit Floats(int64_t count) : memory_(new float[count + 16]) {}
-  float* data() const {
-    return memory_.get() + (64 - reinterpret_cast<uintptr_t>(memory_.get()) % 64) % 64 / sizeof(float);
-  }
+  explicit Floats(int64_t count) : memory_(count * int64_t(sizeof(float))) {}
+  float* data() const { return static_cast<float*>(memory_.data()); }
 
  private:
-  std::unique_ptr<float[]> memory_;
+  Memory memory_;
 };
 
 // Whether all pixels of all images have their channels side by side.
