@@ -126,7 +126,7 @@ def test_a_replaced_projection_is_called():
 
 
 def test_lora_adapts_a_layer():
-    """Not among the tests' requirements: peft needs transformers, which is larger than all of ours."""
+    """.ci/run installs peft, for this test alone, and says why."""
     peft = pytest.importorskip('peft')
     plain = new_layer()(X).detach()
     config = peft.LoraConfig(r=2, target_modules=['query', 'value'])
