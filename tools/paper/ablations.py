@@ -5,7 +5,6 @@
 """
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Sequence
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from sasa_det.configs import CONFIGS
 from sasa_det.experiments.compare import Entry
 
+from .markdown import as_mean, format_table, put_between
 from .model_zoo import load_measured
 from .tables import load_paper
 
@@ -102,19 +102,22 @@ def as_table(rows: Sequence[Row]) -> str:
         rows: The table's.
     """
     data = list(rows[0].measured)
-    lines = [['', "top-1, the paper's", 'order']]
+    titles = ['', "top-1, the paper's", 'order']
     for each in data:
-        lines[0] += [f'AP, {DATA[each]}', 'order']
-    lines.append(['---'] * len(lines[0]))
+        titles += [f'AP, {DATA[each]}', 'order']
     columns = [_ranked([row.paper for row in rows], [_number(row.paper) for row in rows])]
     for each in data:
         entries = [row.measured[each] for row in rows]
         columns.append(
             _ranked([entry.mean('AP') for entry in entries], list(map(_spread, entries)))
         )
-    for row, *cells in zip(rows, *columns):
-        lines.append([row.name, *(text for cell in cells for text in cell)])
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    table = format_table(
+        titles,
+        [
+            [row.name, *(text for cell in cells for text in cell)]
+            for row, *cells in zip(rows, *columns)
+        ],
+    )
     missing = [DATA[each] for each in DATA if each not in data]
     note = (
         f'\n\nOur rows have not all been trained yet on: {", ".join(missing)}.' if missing else ''
@@ -136,8 +139,7 @@ def _number(value: Optional[float]) -> str:
 
 
 def _spread(entry: Entry) -> str:
-    error = entry.error('AP')
-    return f'{entry.mean("AP"):.1f}' + ('' if error is None else f' ± {error:.1f}')
+    return as_mean([result['AP'] for result in entry.results.values()])
 
 
 def draw(measured: Mapping[str, Entry]) -> Figure:
@@ -183,12 +185,8 @@ def write(document: Path) -> bool:
     before, measured = document.read_text(), load_measured()
     text = before
     for number in MORE:
-        begin = BEGIN.format(number)
-        table = f'{begin}\n\n{as_table(find_rows(number, measured))}\n\n{END}'
-        pattern = re.escape(begin) + '.*?' + re.escape(END)
-        text, found = re.subn(pattern, lambda match, table=table: table, text, flags=re.DOTALL)
-        if not found:
-            raise ValueError(f'{document} must have the lines {begin!r} and {END!r}')
+        table = as_table(find_rows(number, measured))
+        text = put_between(text, BEGIN.format(number), END, table, document)
     if text != before:
         document.write_text(text)
     return text != before

@@ -7,7 +7,6 @@ FILE`` plots the measured accuracies.
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional, Sequence
@@ -21,6 +20,7 @@ from sasa_det.configs import CONFIGS, read_config
 from sasa_det.evaluation.costs import Costs, build_model, count_costs
 from sasa_det.experiments.compare import Entry, draw_on
 
+from .markdown import as_mean, format_table, put_between
 from .tables import load_paper
 
 BEGIN, END = '<!-- made by python -m tools.paper.model_zoo -->', '<!-- end -->'
@@ -244,7 +244,7 @@ def as_table(family: Family, models: Sequence[Model]) -> str:
     has_measured = any(model.measured for model in models)
     has_paper = any(model.paper_accuracy is not None for model in models)
     columns += [f'{metric}, measured'] * has_measured + [f"{metric}, the paper's"] * has_paper
-    lines = [columns, ['---'] * len(columns)]
+    rows = []
     for model in models:
         cells = [
             f'[{model.name}]({model.name}.py)', str(model.epochs),
@@ -256,18 +256,16 @@ def as_table(family: Family, models: Sequence[Model]) -> str:
             cells.append(_measured_cell(model.measured))
         if has_paper:
             cells.append('' if model.paper_accuracy is None else str(model.paper_accuracy))
-        lines.append(cells)
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        rows.append(cells)
+    return format_table(columns, rows)
 
 
 def _measured_cell(entry: Optional[Entry]) -> str:
     if entry is None:
         return ''
-    error = entry.error('AP')
     seeds = len(entry.results)
-    spread = '' if error is None else f' ± {error:.1f}'
-    how = f'{seeds} seed{"s" * (seeds > 1)}, batch {entry.batch_size}'
-    return f'{entry.mean("AP"):.1f}{spread} ({how})'
+    mean = as_mean([result['AP'] for result in entry.results.values()])
+    return f'{mean} ({seeds} seed{"s" * (seeds > 1)}, batch {entry.batch_size})'
 
 
 def draw_measured() -> Figure:
@@ -318,13 +316,9 @@ def write(root: Path) -> List[str]:
     for folder in FAMILIES:
         models = find_models(folder)
         readme = root / folder / 'README.md'
-        text = readme.read_text()
-        if BEGIN not in text or END not in text:
-            raise ValueError(f'{readme} must have the lines {BEGIN!r} and {END!r}')
-        table = f'{BEGIN}\n\n{as_tables(folder, models)}\n\n{END}'
-        pattern = re.escape(BEGIN) + '.*' + re.escape(END)
+        tables = as_tables(folder, models)
         contents = {
-            readme: re.sub(pattern, lambda match, table=table: table, text, flags=re.DOTALL),
+            readme: put_between(readme.read_text(), BEGIN, END, tables, readme),
             root / folder / 'metafile.yml': as_metafile(folder, models),
         }
         for path, content in contents.items():

@@ -19,6 +19,7 @@ from rich.table import Table
 from sasa_det.configs import CONFIGS
 from sasa_det.evaluation.costs import Classifier, Costs, build_model, count_costs
 
+from .markdown import format_table
 from .search import CHOICES, Fit, search_detectors
 
 CLASSIFIER_SIZE, DETECTOR_SIZE = 224, 640
@@ -160,11 +161,6 @@ def _titles(table: dict) -> List[str]:
     ]  # fmt: skip
 
 
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ['---'] * len(titles), *rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
 def _rich(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(title=title, title_justify='left')
     for number, name in enumerate(titles):
@@ -239,7 +235,7 @@ def _search() -> List[Fit]:
 
 def _print(title, titles, rows, markdown: bool, console: Console) -> None:
     if markdown:
-        print(f'## {title}\n\n{_markdown(titles, rows)}\n')
+        print(f'## {title}\n\n{format_table(titles, rows)}\n')
     else:
         console.print(_rich(title, titles, rows))
 
