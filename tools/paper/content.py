@@ -8,23 +8,24 @@ fine-tuned with each learning rate of queries, keys and positions, given as a fa
 weights, and for each number of epochs. At a factor of 0 the logits stay as they were converted. Then
 ``sasa-det diagnose`` takes q.k and the dependence on the pixel away, without more training. In the table,
 the shares of q.k and q.r are of the logits' variance. results.md and results.json are written after each
-training. The same command goes on after an interruption.
+training. A training that fails is told, and the others go on. The same command goes on after an
+interruption or a failure.
 """
 
-import argparse
 import json
-import os
-import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, Optional, Sequence
 
 from sasa_det.convert.files import write_finetuning
-from sasa_det.engine.work_dir_lock import hold_work_dir
 from sasa_det.evaluation.diagnosis_accuracy import AWAY
-from sasa_det.experiments.training_run import RunFailed, TrainingRun
+from sasa_det.experiments.training_run import TrainingRun
 from sasa_det.visualization.diagnosis_page import AS_TRAINED
+
+from .markdown import format_table
+from .study import Plan, Step, make_parser, run_command, run_study
 
 TITLES = (
     'epochs', 'factor', 'AP', f'AP {AWAY["q.k"]}', f'AP {AWAY["pixel"]}', 'q.k, q.r', 'static heads'
@@ -63,12 +64,10 @@ def train_and_diagnose(
     if not numbers.is_file():
         tell('diagnosing')
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
-        command = [sys.executable, '-m', 'sasa_det', 'diagnose', str(config), checkpoint]
-        done = subprocess.run(
-            [*command, '--out', str(numbers.parent)], capture_output=True, text=True, check=False
+        run_command(
+            ['diagnose', str(config), checkpoint, '--out', str(numbers.parent)],
+            folder / 'diagnose.out',
         )
-        if done.returncode:
-            raise RunFailed(f'diagnose failed with {done.returncode}: {done.stderr[-1000:]}')
     content = json.loads(numbers.read_text())
     aps = {name: 100 * values[content['metric']] for name, values in content['accuracy'].items()}
     heads = [head for layer in content['layers'].values() for head in layer['heads']]
@@ -91,7 +90,7 @@ def as_markdown(rows: Sequence[Dict[str, float]]) -> str:
         >>> print(table.splitlines()[-1])
         | 4 | 0.1 | 85.0 | 84.5 | 80.2 | 5 %, 20 % | 50 % |
     """
-    lines = [TITLES, ['---'] * len(TITLES)]
+    lines = []
     for row in rows:
         epochs, factor, *aps, shares, static = (row[title] for title in TITLES)
         lines.append(
@@ -100,7 +99,7 @@ def as_markdown(rows: Sequence[Dict[str, float]]) -> str:
                 ', '.join(f'{100 * share:.0f} %' for share in shares), f'{100 * static:.0f} %',
             )
         )  # fmt: skip
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return format_table(TITLES, lines)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -112,47 +111,30 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog='python -m tools.paper.content',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser('content', __doc__)
     parser.add_argument('config', type=Path, help="the converted detector's config")
-    parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--factors', type=float, nargs='+', default=[0, 0.1, 1, 3, 10])
     parser.add_argument('--epochs', type=int, nargs='+', default=[4, 12])
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--threads', type=int, default=1)
-    arguments = parser.parse_args(argv)
-    os.environ['OMP_NUM_THREADS'] = str(arguments.threads)
-    folder, rows = arguments.work_dir, []
-    try:
-        hold_work_dir(folder)
-        for epochs, factor in product(arguments.epochs, arguments.factors):
-            name = f'{epochs} epochs, factor {factor:g}'
-            told = set()
-
-            def tell(text, name=name, told=told):
-                if text not in told:
-                    told.add(text)
-                    print(f'{name}: {text}', flush=True)
-
-            rows.append(
-                train_and_diagnose(
-                    arguments.config, epochs, factor, arguments.seed,
-                    folder / f'{epochs}_{factor:g}_seed_{arguments.seed}', tell,
-                )
-            )  # fmt: skip
-            (folder / 'results.json').write_text(json.dumps(rows, indent=2) + '\n')
-            (folder / 'results.md').write_text(as_markdown(rows) + '\n')
-    except KeyboardInterrupt:
-        print('Interrupted. The same command goes on from the last checkpoint.', file=sys.stderr)
-        return 130
-    except (OSError, ValueError, RunFailed) as error:
-        print(f'content: {error}', file=sys.stderr)
-        return 2
-    print(as_markdown(rows))
-    return 0
+    options = parser.parse_args(argv)
+    steps = [
+        Step(
+            f'{epochs} epochs, factor {factor:g}',
+            epochs,
+            partial(
+                train_and_diagnose, options.config, epochs, factor, options.seed,
+                options.work_dir / f'{epochs}_{factor:g}_seed_{options.seed}',
+            ),
+        )
+        for epochs, factor in product(options.epochs, options.factors)
+    ]  # fmt: skip
+    plan = Plan(
+        steps,
+        lambda row: f'AP {row["AP"]:.1f}',
+        lambda results: list(results.values()),
+        lambda results: as_markdown(list(results.values())) + '\n',
+    )
+    return run_study('content', options, lambda: plan)
 
 
 if __name__ == '__main__':

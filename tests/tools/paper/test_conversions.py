@@ -11,7 +11,8 @@ from sasa_det.cli.main import build_parser
 from sasa_det.configs import find_config
 from sasa_det.experiments.training_run import RunFailed
 from tools.paper import conversions
-from tools.paper.conversions import ROWS, TEACHER, TUNED, Study, as_markdown, main, run_all
+from tools.paper.conversions import ROWS, TEACHER, TUNED, Study, as_markdown, main
+from tools.paper.study import run_steps
 
 APS = dict(teacher=80.0, converted_2=78.0, converted_4=81.0, teacher_4=80.5, random_4=20.0)
 
@@ -95,11 +96,11 @@ def test_a_failed_step_leaves_out_what_needs_it_alone(trained, tmp_path):
     trained.failing.update({('teacher', 0), ('converted_2', 1)})
     study = Study(find_config('retinanet_tiny_digits'), tmp_path)
     lines = []
-    failed = run_all(study, 2, lines.append)
+    failed = run_steps(study.plan(2), tmp_path, lines.append)
     assert [line.partition(':')[0] for line in failed] == [
         '[1 of 12] seed 0, teacher', '[9 of 12] seed 1, converted, 2 epochs',
     ]  # fmt: skip
-    assert sum('left out, as it needs: teacher' in line for line in lines) == 2
+    assert sum('left out, as it needs: seed 0, teacher' in line for line in lines) == 2
     found = json.loads((tmp_path / 'results.json').read_text())
     assert list(found) == list(ROWS)
     assert found[TEACHER] == {'1': 81.0} and found[TUNED] == {'1': 82.0}
