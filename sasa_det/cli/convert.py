@@ -55,7 +55,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         '--budget', metavar='KIND=AMOUNT',
         help="convert only the layers that are worth it: for so much of the detector's time or flops, such as "
-        'time=0.8, or for so much AP that may be lost, such as ap=-1.0',
+        'time=0.8 or time=least, or for so much AP that may be lost, such as ap=-1.0',
     )  # fmt: skip
     parser.add_argument(
         '--finetune', type=int, default=0, metavar='EPOCHS',

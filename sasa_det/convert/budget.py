@@ -2,7 +2,8 @@
 
 Each layer has a price, the error that its conversion alone makes at the detector's outputs, and a gain, the
 time or FLOPs that it saves. Dynamic programming finds the set that gains enough for the least sum of errors.
-For a wanted AP, the sets of least error are converted and their AP is measured.
+Gains of time do not add up exactly, so the time of the whole detector is measured, and another set is chosen
+until it is as wanted. For a wanted AP, the sets of least error are converted and their AP is measured.
 """
 
 import copy
@@ -20,8 +21,13 @@ from .walk import Calls, Stage, fit_apart, run_stages
 _PARTS = 2000
 # Images that errors at the outputs are measured on, at most: the detector runs once for each layer.
 MOST_PROBES = 8
+# Sets of layers whose time is measured, at most, beside all that gain time.
+_TRIALS = 6
 # By the kind of a budget, what a layer gains.
 KINDS = dict(time='ms', flops='gflops', ap='ms')
+_NO_TIME = 'no layer gains time on this machine; ask for --budget flops=SHARE instead'
+# The word for as little time, or as few FLOPs, as can be had.
+LEAST = 'least'
 
 
 class Budget(NamedTuple):
@@ -29,7 +35,8 @@ class Budget(NamedTuple):
 
     Attributes:
         kind: 'time', as measured on this machine for one image, 'flops', or 'ap'.
-        amount: Of the convolutional detector's time or FLOPs, a share; of AP, the change, at most 0.
+        amount: Of the convolutional detector's time or FLOPs, a share, or 0 for as little as can be had; of
+            AP, the change, at most 0.
     """
 
     kind: str
@@ -77,7 +84,7 @@ def read_budget(text: str) -> Budget:
     """Read a budget.
 
     Args:
-        text: Such as ``time=0.8`` or ``ap=-1.0``.
+        text: Such as ``time=0.8``, ``time=least`` or ``ap=-1.0``.
 
     Raises:
         ValueError: It is not of this form.
@@ -87,14 +94,16 @@ def read_budget(text: str) -> Budget:
         Budget(kind='time', amount=0.8)
     """
     kind, _, amount = text.partition('=')
+    if kind in ('time', 'flops') and amount == LEAST:
+        return Budget(kind, 0.0)
     try:
         number = float(amount)
     except ValueError:
         number = float('nan')
-    if kind not in KINDS or not (-100 < number <= 0 if kind == 'ap' else 0 < number < 1):
+    if kind not in KINDS or not (-100 < number <= 0 if kind == 'ap' else 0 < number <= 1):
         raise ValueError(
-            'a budget is time=SHARE or flops=SHARE, with a share between 0 and 1, or ap=CHANGE, with a change '
-            f'of at most 0 such as -1.0, but is {text!r}'
+            'a budget is time=SHARE or flops=SHARE, with a share between 0 and 1 or the word least, or '
+            f'ap=CHANGE, with a change of at most 0 such as -1.0, but is {text!r}'
         )
     return Budget(kind, number)
 
@@ -179,9 +188,7 @@ def choose_for_ap(
     """
     sets = best_sets(offers)
     if len(sets) == 1:
-        raise ValueError(
-            'no layer gains time on this machine; ask for --budget flops=SHARE instead'
-        )
+        raise ValueError(_NO_TIME)
     fits, fails, smallest = 0, len(sets), change
     while fails - fits > 1:
         middle = (fits + fails) // 2
@@ -196,6 +203,57 @@ def choose_for_ap(
             f'{smallest:.1f}'
         )
     return sets[fits]
+
+
+def choose_for_time(
+    offers: Offers, share: float, measure: Callable[[List[str]], float]
+) -> List[str]:
+    """Choose the layers of the least sum of errors with which the whole detector is as fast as is wanted.
+
+    The measured time of all useful layers together says what the sums of gains are worth. What a chosen set
+    then takes too much, or too little, is added to what is wanted of the next one.
+
+    Args:
+        offers: What each layer costs and saves.
+        share: Of the detector's time, or 0 for the least that can be had.
+        measure: Gives the share of time with these layers converted.
+
+    Returns:
+        The names; those of a set that was measured to be fast enough.
+
+    Raises:
+        ValueError: All useful layers together are too slow; says what they reach.
+
+    Examples:
+        >>> offers = Offers(dict(a=Offer(0.1, 3.0), b=Offer(0.02, 2.0)), 10.0)
+        >>> measured = [1.0, 0.9, 0.75]  # by the number of layers
+        >>> choose_for_time(offers, 0.85, lambda names: measured[len(names)])
+        ['a', 'b']
+        >>> choose_for_time(offers, 0.92, lambda names: measured[len(names)])
+        ['b']
+    """
+    if share == 1:
+        return []
+    useful = useful_layers(offers.layers)
+    least = measure(useful) if useful else 1.0
+    if not share:
+        return useful if least < 1 else []
+    if not useful:
+        raise ValueError(_NO_TIME)
+    if least > share:
+        raise ValueError(_out_of_reach(Budget('time', share), least))
+    most = sum(offers.layers[name].gain for name in useful)
+    worth = most / (1 - least)  # the gain that stands for all of the detector's time
+    wanted = (1 - share) * worth
+    tried = {tuple(useful): least}
+    for _ in range(_TRIALS):
+        names = tuple(choose_within(offers.layers, min(wanted, most * (1 - 1e-9))))
+        if not names or names in tried:
+            break
+        tried[names] = measure(list(names))
+        wanted += (tried[names] - share) * worth
+    enough = [names for names, taken in tried.items() if taken <= share]
+    return list(min(enough, key=lambda names: offers.sums(names)[1]))
 
 
 def find_offers(
@@ -223,7 +281,7 @@ def find_offers(
     attention = {name: choices[name].attn_cfg for name in calls}
     held_out = min(MOST_PROBES, max(1, len(images) // 4))
     errors, student = errors_alone(model, attention, stages, images, held_out, seed, tell)
-    layers = compare_layers(model, student, calls)
+    layers = compare_layers(model, student, calls, stages, images[:1])
     key = KINDS[kind]
     offers = {
         name: Offer(errors[name], layers[name][f'{key}_before'] - layers[name][f'{key}_after'])
@@ -232,15 +290,14 @@ def find_offers(
     return Offers(offers, cost_of(model, stages, images[:1])[key])
 
 
-def spend(
-    budget: Budget, offers: Offers, measure: Callable[[List[str]], float] = lambda names: 0.0
-) -> List[str]:
+def spend(budget: Budget, offers: Offers, measure: Callable[[List[str]], float]) -> List[str]:
     """Choose the layers to convert, such that a detector meets a budget.
 
     Args:
         budget: What is wanted.
         offers: What each layer costs and saves.
-        measure: Gives the change of AP once these layers are converted; for a budget of AP.
+        measure: Gives what becomes of the detector once these layers are converted: the share of its time, or
+            the change of AP for a budget of AP. FLOPs are not measured.
 
     Returns:
         Their names.
@@ -250,14 +307,35 @@ def spend(
     """
     if budget.kind == 'ap':
         return choose_for_ap(offers.layers, budget.amount, measure)
-    try:
-        return choose_within(offers.layers, (1 - budget.amount) * offers.total)
-    except ValueError:
-        least, _ = offers.sums([name for name, offer in offers.layers.items() if offer.gain > 0])
-        raise ValueError(
-            f'no choice of layers reaches {budget.kind}={budget.amount}; all that gain {budget.kind} together '
-            f'reach {least:.2f} of the detector'
-        ) from None
+    if budget.kind == 'time':
+        return choose_for_time(offers, budget.amount, measure)
+    useful = useful_layers(offers.layers)
+    least, _ = offers.sums(useful)
+    if not budget.amount:
+        return useful
+    if least > budget.amount:
+        raise ValueError(_out_of_reach(budget, least))
+    return choose_within(offers.layers, (1 - budget.amount) * offers.total)
+
+
+def useful_layers(offers: Mapping[str, Offer]) -> List[str]:
+    """List the layers that gain something.
+
+    Args:
+        offers: By name.
+
+    Examples:
+        >>> useful_layers(dict(a=Offer(0.1, 3.0), b=Offer(0.0, -1.0)))
+        ['a']
+    """
+    return [name for name, offer in offers.items() if offer.gain > 0]
+
+
+def _out_of_reach(budget: Budget, least: float) -> str:
+    return (
+        f'no choice of layers reaches {budget.kind}={budget.amount}; all that gain {budget.kind} together '
+        f'reach {least:.3f} of the detector'
+    )
 
 
 def choices_within(

@@ -3,7 +3,8 @@
 import statistics
 import time
 from functools import partial
-from typing import Callable, Dict, Mapping, Sequence
+from itertools import count
+from typing import Callable, Dict, Iterator, List, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,30 +12,50 @@ from torch import Tensor, nn
 from ..evaluation.costs import count_costs
 from .walk import Calls, Stage, run_stages
 
-_ROUNDS = 5
+# Functions are timed in at least so many rounds, and then until so many seconds are over, in at most so many.
+LEAST, SECONDS, MOST = 5, 5.0, 50
 
 
 def compare_layers(
-    teacher: nn.Module, student: nn.Module, calls: Mapping[str, Calls]
+    teacher: nn.Module,
+    student: nn.Module,
+    calls: Mapping[str, Calls],
+    stages: Sequence[Stage],
+    image: Tensor,
 ) -> Dict[str, dict]:
     """Compare each convolution with its attention, for one image.
+
+    The layers are timed in the models' runs. By itself, a layer would find its input in the caches.
 
     Args:
         teacher: The convolutional model.
         student: The converted one.
         calls: How each layer is called.
+        stages: What runs the models.
+        image: (1, 3, H, W).
 
     Returns:
         By name: parameters, GFLOPs and milliseconds, 'before' and 'after'.
     """
-    device = next(teacher.parameters()).device
-    rows = {}
-    for name, each in calls.items():
-        layers = [model.get_submodule(name) for model in (teacher, student)]
-        inputs = [torch.randn(shape, device=device) for shape, _ in each]
-        seconds = alternate([partial(_run_all, layer, inputs) for layer in layers], device)
-        rows[name] = _before_and_after(layers, inputs, seconds)
-    return rows
+    models = (teacher, student)
+    runs = [_TimedRun(model, list(calls), stages, image) for model in models]
+    taken = {name: ([], []) for name in calls}
+    try:
+        for _ in take_turns(runs, image.device):
+            for name, both in taken.items():
+                for seconds, run in zip(both, runs):
+                    seconds.append(run.seconds[name])
+    finally:
+        for run in runs:
+            run.end()
+    return {
+        name: _before_and_after(
+            [model.get_submodule(name) for model in models],
+            [torch.zeros(shape, device=image.device) for shape, _ in calls[name]],
+            list(map(statistics.median, both)),
+        )
+        for name, both in taken.items()
+    }
 
 
 def compare_models(
@@ -71,28 +92,64 @@ def cost_of(model: nn.Module, stages: Sequence[Stage], image: Tensor) -> dict:
     return _costs(run, [image], *alternate([partial(run, image)], image.device))
 
 
-def alternate(runs: Sequence[Callable], device, rounds: int = _ROUNDS) -> list:
-    """Measure functions in turn, so that what else the machine does meets all of them.
+def share_of_time(
+    teacher: nn.Module, student: nn.Module, stages: Sequence[Stage], image: Tensor
+) -> float:
+    """Measure how much of the convolutional model's time a converted one takes.
+
+    Args:
+        teacher: The convolutional model.
+        student: The converted one.
+        stages: What runs them.
+        image: (1, 3, H, W).
+    """
+    before, after = alternate(
+        [partial(run_stages, model, stages, image) for model in (teacher, student)], image.device
+    )
+    return after / before
+
+
+def alternate(runs: Sequence[Callable], device, least: int = LEAST) -> List[float]:
+    """Measure functions in turn.
 
     Args:
         runs: The functions.
         device: What they compute on.
-        rounds: How often each is run, after once to warm up.
+        least: Number of rounds, at least.
 
     Returns:
         The median of each, in seconds.
     """
-    seconds = [[] for _ in runs]
-    with torch.no_grad():
-        for number in range(rounds + 1):
-            for run, taken in zip(runs, seconds):
-                _wait(device)
-                begin = time.perf_counter()
-                run()
-                _wait(device)
-                if number:
-                    taken.append(time.perf_counter() - begin)
-    return [statistics.median(taken) for taken in seconds]
+    return [statistics.median(taken) for taken in zip(*take_turns(runs, device, least))]
+
+
+def take_turns(runs: Sequence[Callable], device, least: int = LEAST) -> Iterator[List[float]]:
+    """Run functions in turn, so that what else the machine does meets all of them.
+
+    Args:
+        runs: The functions; before the first round, each is run once to warm up.
+        device: What they compute on.
+        least: Number of rounds, at least.
+
+    Yields:
+        For each round, the seconds that each function took.
+    """
+    for run in runs:
+        _seconds(run, device)
+    begin = time.perf_counter()
+    for number in count(1):
+        yield [_seconds(run, device) for run in runs]
+        if number >= least and (number >= MOST or time.perf_counter() - begin >= SECONDS):
+            return
+
+
+@torch.no_grad()
+def _seconds(run: Callable, device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - begin
 
 
 def _before_and_after(
@@ -114,11 +171,6 @@ def _costs(module: nn.Module, inputs: Sequence[Tensor], seconds: float) -> dict:
     )
 
 
-def _run_all(layer: nn.Module, inputs: Sequence[Tensor]) -> None:
-    for x in inputs:
-        layer(x)
-
-
 def _wait(device) -> None:
     if torch.device(device).type == 'cuda':
         torch.cuda.synchronize(device)
@@ -131,3 +183,39 @@ class _Run(nn.Module):
 
     def forward(self, x):
         return run_stages(self.model, self._stages, x)
+
+
+class _TimedRun:
+    """Runs a model, and times some of its layers meanwhile.
+
+    Attributes:
+        seconds: By the layer's name, those of all of its calls in the last run.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], stages: Sequence[Stage], image: Tensor
+    ) -> None:
+        self._run = partial(run_stages, model, stages, image)
+        self._names, self._device = names, image.device
+        self._hooks = []
+        for name in names:
+            layer = model.get_submodule(name)
+            self._hooks.append(layer.register_forward_pre_hook(partial(self._begin, name)))
+            self._hooks.append(layer.register_forward_hook(partial(self._end, name)))
+
+    def __call__(self) -> None:
+        self.seconds = dict.fromkeys(self._names, 0.0)
+        self._run()
+
+    def _begin(self, name: str, *_) -> None:
+        _wait(self._device)
+        self.seconds[name] -= time.perf_counter()
+
+    def _end(self, name: str, *_) -> None:
+        _wait(self._device)
+        self.seconds[name] += time.perf_counter()
+
+    def end(self) -> None:
+        """Take the hooks away."""
+        for hook in self._hooks:
+            hook.remove()

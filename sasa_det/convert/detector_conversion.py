@@ -1,5 +1,6 @@
 """The conversion of a detector of mmdet from its files to files, step by step."""
 
+import copy
 import json
 from functools import cached_property
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from ..checkpoints.detector import load_detector
 from ..configs import read_config
+from ..layers.replace import replace_convolutions
 from . import files
 from .accuracy import LabelledImages
 from .budget import Offer, Offers, choices_within, find_offers, read_budget, spend
 from .conversion import Conversion, convert, images_needed
+from .costs import share_of_time
 from .detectors import choose_detectors_layers, find_images, load_images, stages_of
 from .layers import Choice
 from .report import describe_tradeoff, make_report
@@ -30,7 +33,7 @@ class Settings(NamedTuple):
         parts: Which parts to convert.
         heads: Of each attention.
         kernel_size: Of each attention.
-        budget: Such as ``time=0.8``, or None.
+        budget: What :func:`sasa_det.convert.budget.read_budget` reads, or None.
         seed: Of the choice of images and pixels.
         device: Such as ``cpu``.
     """
@@ -145,16 +148,18 @@ class DetectorConversion:
         offers = Offers({name: Offer(*offer) for name, offer in layers.items()}, total)
         tried: Dict[str, float] = {}
 
-        def change_of_ap(names: List[str]) -> float:
+        def measure_set(names: List[str]) -> float:
             text = ','.join(names)
             tell(len(offers.layers), f'Trying {len(names)} layers')
             choices = choices_within(budget, self.choices, offers, names)
+            if budget.kind == 'time':
+                return self.progress.once(text, lambda: self._share_of_time(choices))
             tried[text] = self.progress.once(
                 text, lambda: self._labelled.ap(self._convert(choices).model) - self._ap_before
             )
             return tried[text]
 
-        chosen = spend(budget, offers, change_of_ap)
+        chosen = spend(budget, offers, measure_set)
         self.choices = choices_within(budget, self.choices, offers, chosen)
         self._tradeoff = describe_tradeoff(budget, offers, chosen, tried, self.model)
         self._watch()
@@ -191,12 +196,21 @@ class DetectorConversion:
         return report
 
     def _watch(self) -> None:
-        chosen = [name for name, choice in self.choices.items() if choice.attn_cfg is not None]
-        self.calls = watch_calls(self.model, chosen, self.stages, self.images[:1])
+        self.calls = watch_calls(self.model, _chosen(self.choices), self.stages, self.images[:1])
+
+    def _share_of_time(self, choices: Mapping[str, Choice]) -> float:
+        # Random weights: they hardly matter to the time.
+        student = copy.deepcopy(self.model)
+        replace_convolutions(student, {name: choices[name].attn_cfg for name in _chosen(choices)})
+        student.to(self.images.device).eval()
+        return share_of_time(self.model, student, self.stages, self.images[:1])
 
     def _convert(
         self, choices: Mapping[str, Choice], done=None, tell=lambda *_: None
     ) -> Conversion:
+        if self.budget and not _chosen(choices):  # it is met by the detector as it is
+            kept = {name: choice.reason for name, choice in choices.items()}
+            return Conversion(copy.deepcopy(self.model), {}, {}, kept)
         return convert(
             self.model, self.images, stages=self.stages, choices=choices, seed=self.settings.seed,
             done=done, tell=tell,
@@ -223,3 +237,7 @@ class DetectorConversion:
             )
         except (OSError, ValueError) as error:
             return dict(missing=str(error))
+
+
+def _chosen(choices: Mapping[str, Choice]) -> List[str]:
+    return [name for name, choice in choices.items() if choice.attn_cfg is not None]

@@ -92,9 +92,8 @@ def make_report(
     Returns:
         The content of report.json.
     """
-    costs = compare_layers(
-        teacher, conversion.model, {name: calls[name] for name in conversion.fitted}
-    )
+    fitted = {name: calls[name] for name in conversion.fitted}
+    costs = compare_layers(teacher, conversion.model, fitted, stages, images[:1])
     return dict(
         settings=settings,
         images=len(images),

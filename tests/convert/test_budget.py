@@ -14,6 +14,7 @@ from sasa_det.convert.budget import (
     best_sets,
     choices_within,
     choose_for_ap,
+    choose_for_time,
     choose_within,
     errors_alone,
     find_offers,
@@ -82,14 +83,65 @@ def test_a_budget_of_ap_that_no_layer_keeps_is_told():
         choose_for_ap(dict(a=Offer(0.0, -1.0)), -0.1, lambda names: 0.0)
 
 
+def never(names):
+    raise AssertionError('nothing is to be measured')
+
+
+# Together, layers gain less or more than the sum of what each gains, and each set is measured with an error.
+@pytest.mark.parametrize('worth', [0.5, 1.0, 1.5])
+@pytest.mark.parametrize('share', [0.7, 0.8, 0.9])
+@pytest.mark.parametrize('seed', range(3))
+def test_a_budget_of_time_holds_for_the_whole_detector(worth, share, seed):
+    given = Offers(offers(9, seed), 10.0)
+    noise = torch.Generator().manual_seed(seed)
+    measured = {}
+
+    def measure(names):
+        error = 0.01 * torch.randn((), generator=noise).item()
+        measured[tuple(names)] = 1 - worth * (1 - given.sums(names)[0]) + error
+        return measured[tuple(names)]
+
+    useful = [name for name, offer in given.layers.items() if offer.gain > 0]
+    if 1 - worth * (1 - given.sums(useful)[0]) > share:
+        with pytest.raises(
+            ValueError, match=rf'reaches time={share}; all that gain time .* 0\.\d\d\d'
+        ):
+            choose_for_time(given, share, measure)
+        return
+    chosen = choose_for_time(given, share, measure)
+    assert measured[tuple(chosen)] <= share and len(measured) <= 7
+    # No more is spent than the best set for this share takes, but for the errors of measuring.
+    needed = (1 - share + 0.03) / worth * given.total
+    most = sum(given.layers[name].gain for name in useful)
+    best = choose_within(given.layers, min(needed, most * (1 - 1e-9)))
+    assert given.sums(chosen)[1] <= given.sums(best)[1] + 1e-9
+
+
+def test_what_is_no_slower_stays_as_it_is():
+    slow = Offers(dict(a=Offer(0.1, -3.0), b=Offer(0.0, 0.0)), 10.0)
+    assert choose_for_time(slow, 1.0, never) == []
+    assert choose_for_time(slow, 0.0, never) == []
+    with pytest.raises(ValueError, match='no layer gains time on this machine'):
+        choose_for_time(slow, 0.99, never)
+
+
+def test_the_least_time_is_that_of_all_that_gains():
+    given = Offers(dict(a=Offer(0.1, 3.0), b=Offer(0.0, -1.0), c=Offer(0.2, 1.0)), 10.0)
+    assert choose_for_time(given, 0.0, lambda names: 0.6) == ['a', 'c']
+    assert choose_for_time(given, 0.0, lambda names: 1.02) == []
+
+
 @pytest.mark.parametrize(
-    'text', ['time', 'time=', 'time=1.5', 'time=0', 'memory=0.5', 'time=-1', '0.8', 'ap=1', 'ap=x']
+    'text',
+    ['time', 'time=', 'time=1.5', 'time=0', 'memory=0.5', 'time=-1', '0.8', 'ap=1', 'ap=least'],
 )
 def test_refuses_other_budgets(text):
     with pytest.raises(ValueError, match=r'is time=SHARE or flops=SHARE, .* but is'):
         read_budget(text)
     assert read_budget('flops=0.7') == Budget('flops', 0.7)
     assert read_budget('ap=-1.5') == Budget('ap', -1.5)
+    assert read_budget('time=1.0') == Budget('time', 1.0)
+    assert read_budget('time=least') == Budget('time', 0.0)
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +178,7 @@ def test_a_budget_of_flops_keeps_the_layers_of_most_error(network):
     found = find_offers('flops', model, choices, [run_all], images, calls, tell=told.append)
     assert told == [1, 2, 3, 4]
     budget = Budget('flops', 0.8)
-    chosen = spend(budget, found)
+    chosen = spend(budget, found, never)
     assert '0' in chosen and 0 < len(chosen) < 4
     assert found.sums(chosen)[0] <= 0.8
     # A multiply-add of each of the nine neighbours is two FLOPs.
@@ -138,4 +190,6 @@ def test_a_budget_of_flops_keeps_the_layers_of_most_error(network):
     with pytest.raises(
         ValueError, match=r'no choice .* reaches flops=0.1; all .* together reach 0\.\d\d'
     ):
-        spend(Budget('flops', 0.1), found)
+        spend(Budget('flops', 0.1), found, never)
+    assert spend(Budget('flops', 0.0), found, never) == ['0', '1', '2', '3']
+    assert spend(Budget('flops', 1.0), found, never) == []

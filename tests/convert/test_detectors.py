@@ -322,7 +322,7 @@ def test_a_budget_of_ap_measures_what_it_tries(teacher, photos, tmp_path, monkey
         def ap(self, model):
             return 50.0 - 0.6 * len(attention_layers(model))
 
-    def costs(teacher, student, calls):
+    def costs(teacher, student, calls, stages, image):
         kinds = ('parameters', 'gflops', 'ms')
         before, after = (
             {f'{kind}_{when}': x for kind in kinds} for when, x in (('before', 2), ('after', 1))
@@ -339,6 +339,41 @@ def test_a_budget_of_ap_measures_what_it_tries(teacher, photos, tmp_path, monkey
     assert pytest.approx(-1.8) in tried.values() and pytest.approx(-2.4) in tried.values()
     assert report['tradeoff']['mixes']['neck'] == report['tradeoff']['mixes']['all']
     assert '<img src="data:image/png;base64,' in (tmp_path / 'index.html').read_text()
+
+
+def test_a_budget_of_all_the_time_leaves_the_detector_as_it_is(teacher, photos, tmp_path):
+    assert command(teacher, photos, tmp_path, '--parts', 'neck', '--budget', 'time=1.0') == 0
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['layers'] == [] and report['tradeoff']['mixes']['chosen'] == [1.0, 0.0]
+    reasons = {report['kept'][f'neck.fpn_convs.{level}.conv'] for level in range(4)}
+    assert reasons <= {'it gains no time', 'the budget is met without it'}
+    same = load_detector(
+        Config.fromfile(tmp_path / 'tiny_converted.py'), tmp_path / 'tiny_converted.pth'
+    ).state_dict()
+    original = load_detector(Config.fromfile(teacher[0]), teacher[1]).state_dict()
+    assert list(same) == list(original)
+    assert all(torch.equal(value, same[name]) for name, value in original.items())
+
+
+def test_a_budget_of_time_is_that_of_the_whole_detector(teacher, photos, tmp_path, monkeypatch):
+    """By itself a layer gains a tenth of a second, and in the detector a twentieth of the time."""
+
+    def costs(teacher, student, calls, stages, image):
+        both = dict(ms_before=200.0, ms_after=100.0)
+        return {name: dict(parameters_before=1, parameters_after=1, **both) for name in calls}
+
+    def share(teacher, student, stages, image):
+        assert not student.training and not attention_layers(teacher)
+        tried.append(len(attention_layers(student)))
+        return 1 - 0.05 * tried[-1]
+
+    tried = []
+    monkeypatch.setattr('sasa_det.convert.budget.compare_layers', costs)
+    monkeypatch.setattr('sasa_det.convert.detector_conversion.share_of_time', share)
+    options = ['--parts', 'neck', '--budget', 'time=0.88']
+    assert command(teacher, photos, tmp_path, *options) == 0
+    assert tried == [4, 3, 2]  # all, what the sum says, and fewer, which is too few
+    assert len(json.loads((tmp_path / 'report.json').read_text())['layers']) == 3
 
 
 @pytest.fixture
