@@ -51,6 +51,7 @@ SHORTER = [
     (r'build_wheel\.sh|checks/wheel\.py|^docker ', None, 'tests/test_packaging.py'),
     (r'test_matrix\.sh', None, 'tests/tools/test_matrix.py'),
     (r'checks/mmcv_build\.py', None, 'tests/tools/test_mmcv_build_check.py'),
+    (r'tools\.paper\.budgets', None, 'tests/tools/paper/test_budgets.py'),
     (r'tools\.paper\.content', None, 'tests/tools/paper/test_content.py'),
     (r'tools\.paper\.conversions', None, 'tests/tools/paper/test_conversions.py'),
     (r'tools\.paper\.tables', None, 'tests/tools/paper/test_tables.py'),
