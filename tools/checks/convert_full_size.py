@@ -1,10 +1,14 @@
 #!/usr/bin/env python
-"""Convert a RetinaNet-R50 at 640 px, then train a step of it and export it; print time and memory.
+"""Convert a RetinaNet-R50 at 640 px, then train a step of it, export it and time it; print time and memory.
 
-    python tools/checks/convert_full_size.py FOLDER --work-dir work_dirs/full_size
+    python tools/checks/convert_full_size.py FOLDER --work-dir work_dirs/full_size --budget time=0.72
+
+With ``--budget``, a second conversion has that budget. The inference of all is timed in one process, in turns,
+with boxes and suppression: as loaded, and with batch normalisation folded by ``sasa_det.export.fuse``.
 
 FOLDER holds any images. The weights are random; the statistics of batch normalisation are those of the images.
 So this shows what a conversion costs, not how well it does. Give ``--checkpoint`` for trained weights.
+``--size 128 --num-images 8 --rounds 2`` tries the script itself.
 """
 
 import argparse
@@ -12,7 +16,9 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Mapping
 
 import torch
 from mmengine.config import Config
@@ -24,10 +30,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sasa_det.checkpoints.detector import load_detector
 from sasa_det.cli.process import prepare
 from sasa_det.configs import find_config, read_config
+from sasa_det.convert.costs import alternate
 from sasa_det.convert.detectors import find_images, load_images
 from sasa_det.convert.files import converted_checkpoint, save
+from sasa_det.export.check import load_images as load_items
+from sasa_det.export.fuse import fuse
 
 CONFIG = 'retinanet_r50_fpn_1x_coco'
+COMMAND = [sys.executable, '-m', 'sasa_det']
 # Images that give the statistics of batch normalisation.
 IMAGES = 4
 
@@ -78,6 +88,41 @@ def train_a_step(config: Config, checkpoint: Path, folder: Path) -> None:
     print(f'training step: {text}; gradients are {"finite" if finite else "NOT finite"}')
 
 
+def convert(teacher: Path, options: argparse.Namespace, scale: str, out: Path, *more: str) -> Path:
+    """Convert by the command, print time and memory, and return the new checkpoint."""
+    begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [
+            *COMMAND, 'convert', CONFIG, str(teacher), '--images', options.folder, '--out', str(out),
+            '--num-images', str(options.num_images), '--num-val-images', '0', '--cfg-options', scale, *more,
+        ],
+        check=True,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(
+        f'{" ".join(["conversion", *more])}: {time.perf_counter() - begin:.0f} s, of the CPUs {used:.0f} s, '
+        f'{after.ru_maxrss / 1e6:.1f} GB'
+    )
+    return converted_checkpoint(out, find_config(CONFIG))
+
+
+def time_inference(detectors: Mapping[str, nn.Module], image: str, rounds: int) -> None:
+    """Print the time of each detector over the first one's, as loaded and fused."""
+    first = next(iter(detectors.values()))
+    (item,) = load_items(first.cfg, [image])
+    data = {key: [item[key]] for key in ('inputs', 'data_samples')}
+    models = [*detectors.values(), *map(fuse, detectors.values())]
+    seconds = alternate([partial(model.test_step, data) for model in models], 'cpu', rounds)
+    count = len(detectors)
+    for how, taken in (('as loaded', seconds[:count]), ('fused', seconds[count:])):
+        shares = [f'{name} {each / taken[0]:.3f} of it' for name, each in zip(detectors, taken)]
+        print(
+            f'inference, {how}, {torch.get_num_threads()} threads: convolution {1000 * taken[0]:.0f} ms, '
+            f'{", ".join(shares[1:])}'
+        )
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -90,38 +135,43 @@ def main() -> None:
         '--size', type=int, default=640, help='longest edge of the images, in pixels'
     )
     parser.add_argument('--num-images', type=int, default=64)
+    parser.add_argument('--budget', help='of a second conversion, such as time=0.72')
+    parser.add_argument(
+        '--threads', type=int, default=2, help='of the timed inference (default: 2)'
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=15, help='of the timed inference, at least (default: 15)'
+    )
     options = parser.parse_args()
     prepare()
     scale = f'test_dataloader.dataset.pipeline.1.scale=({options.size},{options.size})'
-    path = find_config(CONFIG)
+    config = read_config(find_config(CONFIG), [scale])
     options.work_dir.mkdir(parents=True, exist_ok=True)
     teacher = options.checkpoint or options.work_dir / 'random.pth'
     if not options.checkpoint:
-        write_random(read_config(path, [scale]), options.folder, teacher)
+        write_random(config, options.folder, teacher)
 
-    command = [sys.executable, '-m', 'sasa_det']
-    begin = time.perf_counter()
-    subprocess.run(
-        [
-            *command, 'convert', CONFIG, str(teacher), '--images', options.folder, '--out',
-            str(options.work_dir), '--num-images', str(options.num_images), '--num-val-images', '0',
-            '--cfg-options', scale,
-        ],
-        check=True,
-    )  # fmt: skip
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f'conversion: {time.perf_counter() - begin:.0f} s, of the CPUs {used.ru_utime + used.ru_stime:.0f} s, '
-        f'{used.ru_maxrss / 1e6:.1f} GB'
-    )
-    checkpoint = converted_checkpoint(options.work_dir, path)
+    checkpoints = dict(converted=convert(teacher, options, scale, options.work_dir))
+    if options.budget:
+        out = options.work_dir / options.budget
+        checkpoints[options.budget] = convert(
+            teacher, options, scale, out, '--budget', options.budget
+        )
+    checkpoint = checkpoints['converted']
     converted = checkpoint.with_suffix('.py')
     train_a_step(Config.fromfile(converted), checkpoint, options.folder)
     image = find_images(Config(), options.folder)[0]
     # It compares boxes with PyTorch's. Those of random weights may differ by more than it allows.
     subprocess.run(
-        [*command, 'export', str(converted), str(checkpoint), '--to', 'onnx', '--check', image]
+        [*COMMAND, 'export', str(converted), str(checkpoint), '--to', 'onnx', '--check', image]
     )
+    torch.set_num_threads(options.threads)
+    students = {
+        name: load_detector(Config.fromfile(path.with_suffix('.py')), path)
+        for name, path in checkpoints.items()
+    }
+    detectors = dict(convolution=load_detector(config, teacher), **students)
+    time_inference(detectors, image, options.rounds)
 
 
 if __name__ == '__main__':
