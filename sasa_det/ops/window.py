@@ -39,9 +39,10 @@ def output_format(like: Tensor) -> torch.memory_format:
     """Return a result's memory format: channels_last if a pixel's channels are adjacent, else contiguous.
 
     A channel slice of a channels_last map counts as channels_last, though torch's is_contiguous
-    denies it.
+    denies it. A map of one pixel counts as contiguous: in torch 2.2 the backward of group_norm refuses
+    another format.
     """
-    if like.is_contiguous() or like.stride(1) != 1:
+    if like.is_contiguous() or like.stride(1) != 1 or like.shape[2:].numel() == 1:
         return torch.contiguous_format
     return torch.channels_last
 

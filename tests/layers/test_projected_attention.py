@@ -48,6 +48,13 @@ def test_gradients_are_autograds(bias, position, logits, layout):
         torch.testing.assert_close(result, truth, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize('learns', [True, False])
+def test_a_map_of_one_pixel_stays_contiguous(learns):
+    """In torch 2.2 the backward of group_norm takes no other."""
+    layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2).requires_grad_(learns)
+    assert layer(torch.randn(2, 8, 1, 1)).stride() == (8, 1, 1, 1)
+
+
 def test_frozen_parameters_and_inputs_get_none():
     layer = LocalSelfAttention2d(8, kernel_size=3, num_heads=2, bias=True)
     layer.value.requires_grad_(False)

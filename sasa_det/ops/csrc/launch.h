@@ -60,9 +60,9 @@ inline void ask_for_huge_pages(void* data, size_t bytes) {
 #endif
 }
 
-// As empty_output in window.py.
+// As empty_output in window.py, which says why.
 inline Tensor empty_output(const Tensor& like) {
-  const bool last = !like.is_contiguous() && like.stride(1) == 1;
+  const bool last = !like.is_contiguous() && like.stride(1) == 1 && like.size(2) * like.size(3) != 1;
   Tensor output = at::empty_like(
       like, like.options(), last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
   if (output.is_cpu() && output.nbytes() >= HUGE_FROM) ask_for_huge_pages(output.data_ptr(), output.nbytes());
