@@ -16,6 +16,7 @@ from ..version import __version__
 from .decoded import Candidates, DecodedDetector
 
 OPSETS = range(18, 24)
+LEAST_TORCH = (2, 9)
 # How attention is written: in ONNX's own operators, or as one that onnxruntime takes from a library.
 OPS = ('standard', 'native')
 # The example size for tracing; height and width must differ, or they become one dimension.
@@ -139,11 +140,16 @@ def translate(
 
 
 def import_onnx():
-    """Import onnx after checking that all packages for the export are installed.
+    """Import onnx after checking that all packages for the export are installed, and that torch can export.
 
     Raises:
-        ImportError: A package is missing; names the extra that installs it.
+        ImportError: A package is missing; names the extra that installs it. Or torch is too old.
     """
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    if version < LEAST_TORCH:
+        raise ImportError(
+            f'exporting takes torch {".".join(map(str, LEAST_TORCH))} or later, and this is {torch.__version__}'
+        )
     try:
         import onnx
         import onnxruntime  # noqa: F401  checks what was written

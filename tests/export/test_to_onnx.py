@@ -79,6 +79,12 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         import_onnx()
 
 
+def test_an_old_torch_is_named(monkeypatch):
+    monkeypatch.setattr(torch, '__version__', '2.2.2+cpu')
+    with pytest.raises(ImportError, match=r'takes torch 2\.9 or later, and this is 2\.2\.2\+cpu$'):
+        import_onnx()
+
+
 @pytest.fixture(scope='module')
 def checkpoint(detector, tmp_path_factory):
     """A folder as training leaves it, of the detector above."""
