@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sasa_det.checkpoints.loading import find_damage
+from sasa_det.checkpoints.types import ASKS
 from sasa_det.engine.hooks.checkpoint_hook import WholeCheckpointHook
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -104,7 +105,7 @@ def stop(folder, at, make=make_runner, **options):
 
 
 def weights(path):
-    return torch.load(path, weights_only=True)['state_dict']
+    return torch.load(path, weights_only=ASKS)['state_dict']
 
 
 def assert_same(one, other):
