@@ -65,6 +65,7 @@ SHORTER = [
     ),
     (r'benchmarks\.precision .*--no-time', '--help', ''),
     (r'benchmarks\.precision', f'--seconds 0.1 --cfg-options {" ".join(FEW.split()[3:])}', ''),
+    (r'benchmarks\.(detector|export) .*--size', '--help', ''),
     (r'benchmarks\.detector', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'benchmarks\.export', '--size 64 --seconds 0.1 --configs retinanet_r50_fpn_1x_coco', ''),
     (r'--op native|^g\+\+ ', None, 'tests/export/test_native_operator.py'),
