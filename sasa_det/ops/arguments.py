@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .backends.choice import BACKENDS
-from .window import BORDERS, Window
+from .window import BORDERS, Window, strided_size
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -18,6 +18,7 @@ def check_window(
     border: str = 'zeros',
     scale: float = 1.0,
     backend: str = 'auto',
+    stride: int = 1,
 ) -> None:
     """Raise a ValueError that names the first option :func:`local_attention` would not take.
 
@@ -31,7 +32,7 @@ def check_window(
         raise ValueError(
             f'kernel_size must be an odd integer of at least 1, but is {kernel_size!r}'
         )
-    for name, number in (('num_heads', num_heads), ('dilation', dilation)):
+    for name, number in (('num_heads', num_heads), ('dilation', dilation), ('stride', stride)):
         if not _is_int(number) or number < 1:
             raise ValueError(f'{name} must be an integer of at least 1, but is {number!r}')
     if border not in BORDERS:
@@ -72,10 +73,17 @@ def check_tensors(query, key, value, rel_row, rel_col, window: Window) -> None:
     if query.shape[2] == 0 or query.shape[3] == 0:
         raise ValueError(f'query must be at least one pixel large, but is {tuple(query.shape)}')
     for name, x in (('key', key), ('value', value)):
-        if x is not None and x.shape != query.shape:
+        if x is not None and not _fits(x, query, window.stride):
             raise ValueError(
                 f'{name} must be of the shape of query, {tuple(query.shape)}, but is {tuple(x.shape)}'
+                if window.stride == 1
+                else f'query must have every pixel of {name} that a stride of {window.stride} leaves, '
+                f'but they are {tuple(query.shape)} and {tuple(x.shape)}'
             )
+    if key is not None and key.shape != value.shape:
+        raise ValueError(
+            f'key must be of the shape of value, {tuple(value.shape)}, but is {tuple(key.shape)}'
+        )
     if (rel_row is None) != (rel_col is None):
         missing = 'rel_row' if rel_row is None else 'rel_col'
         raise ValueError(f'rel_row and rel_col come together, but {missing} is None')
@@ -110,6 +118,14 @@ def check_tensors(query, key, value, rel_row, rel_col, window: Window) -> None:
             raise ValueError(
                 f'{name} must be on the device of query, {query.device}, but is on {x.device}'
             )
+
+
+def _fits(x, query, stride: int) -> bool:
+    if stride == 1 or x.dim() != 4:
+        return x.shape == query.shape
+    return x.shape[:2] == query.shape[:2] and strided_size(x.shape[2:], stride) == tuple(
+        query.shape[2:]
+    )
 
 
 def _check_dense(name: str, x) -> None:

@@ -138,7 +138,7 @@ def _reference(inputs: Inputs, options: tuple) -> Callable[..., Tensor]:
     def compute(*present):
         present = iter(present)
         filled = (None if x is None else next(present) for x in inputs)
-        return local_attention_reference(*filled, Window(*options[:5]))
+        return local_attention_reference(*filled, Window.of_op(*options))
 
     return compute
 

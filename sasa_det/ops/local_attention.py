@@ -26,6 +26,7 @@ def local_attention(
     border: str = 'zeros',
     scale: float = 1.0,
     backend: str = 'auto',
+    stride: int = 1,
 ) -> Tensor:
     r"""Let every pixel attend to the ``k x k`` window around it.
 
@@ -54,9 +55,13 @@ def local_attention(
         scale: Factor s of the logits. The paper has none.
         backend: 'auto' takes the fastest backend that supports the input. 'reference', 'eager',
             'native', 'triton' and 'cuda' take that backend or raise.
+        stride: Distance in pixels between queries, as of a strided convolution: query has the rows and columns
+            0, stride, 2 * stride and so on, ceil(H / stride) and ceil(W / stride) of them, and key and value
+            have all H x W pixels. Up to 8, the native kernels compute only what is asked for. Other backends
+            attend at every pixel.
 
     Returns:
-        (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.
+        As query: (B, C, H, W), channels_last if query is, else contiguous. Logits may be of any finite size.
         A NaN or an infinity makes all that depends on it non-finite, and never reaches another
         image. But eager, triton and cuda compute whole tiles, so more of the same image may
         become non-finite.
@@ -74,11 +79,13 @@ def local_attention(
         torch.Size([2, 16, 20, 30])
     """
     inputs = (query, key, value, rel_row, rel_col)
-    check_window(kernel_size, num_heads, dilation, border, scale, backend)
+    check_window(kernel_size, num_heads, dilation, border, scale, backend, stride)
     check_dense(*inputs)
-    window = Window(int(kernel_size), int(num_heads), int(dilation), border, float(scale))
+    window = Window(
+        int(kernel_size), int(num_heads), int(dilation), border, float(scale), int(stride)
+    )
     if backend == 'reference':
         check_tensors(*inputs, window)
         return local_attention_reference(*inputs, window)
     # The op checks its tensors itself, as exported graphs call it without this function.
-    return attend(*inputs, *window, backend)[0]
+    return attend(*inputs, *window[:5], backend, window.stride)[0]

@@ -54,6 +54,7 @@ class NativeLibrary:
 
     Attributes:
         LARGEST_KERNEL: Edge of the largest window that the kernels take.
+        LARGEST_STRIDE: The largest stride.
         HUGE_FROM: Bytes from which on memory gets huge pages.
 
     Raises:
@@ -71,6 +72,7 @@ class NativeLibrary:
             return function
 
         self.LARGEST_KERNEL = declare('sasa_largest_kernel', ctypes.c_int64)()
+        self.LARGEST_STRIDE = declare('sasa_largest_stride', ctypes.c_int64)()
         self.HUGE_FROM = declare('sasa_huge_from', ctypes.c_int64)()
         self.threads = declare('sasa_threads', ctypes.c_int64)
         self._capability = declare('sasa_capability', ctypes.c_char_p)

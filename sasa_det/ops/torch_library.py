@@ -19,7 +19,7 @@ from .window import Window, compute_dtype, empty_logsumexp, empty_output
 
 _LIB = torch.library.Library('sasa_det', 'DEF')
 _INPUTS = 'Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col'
-_OPTIONS = 'int kernel_size, int num_heads, int dilation, str border, float scale, str backend'
+_OPTIONS = 'int kernel_size, int num_heads, int dilation, str border, float scale, str backend, int stride=1'
 _LIB.define(f'local_attention({_INPUTS}, {_OPTIONS}) -> (Tensor output, Tensor logsumexp)')
 _LIB.define(
     f'local_attention_backward(Tensor grad, {_INPUTS}, Tensor logsumexp, {_OPTIONS})'
@@ -62,7 +62,7 @@ def _check_grad(name: str, x: Optional[Tensor], of: Optional[Tensor]) -> None:
 def _check(query, key, value, rel_row, rel_col, *options) -> Window:
     """Check what the op was given: kernels read and write as it says, and exported graphs call it as it is."""
     check_window(*options)
-    window = Window(*options[:-1])
+    window = Window.of_op(*options)
     check_tensors(query, key, value, rel_row, rel_col, window)
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
     return window
@@ -79,14 +79,14 @@ def _check_logsumexp(x: Tensor, query: Tensor, window: Window) -> None:
 
 
 def _forward(query, key, value, rel_row, rel_col, *options):
-    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[-1]
+    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[5]
     run = choose_backend(backend, query, window, key is not None, rel_row is not None)
     return run.forward(query, key, value, rel_row, rel_col, window)
 
 
 def _backward_into(grad, query, key, value, rel_row, rel_col, logsumexp, *maps_and_options):
     maps, options = maps_and_options[:3], maps_and_options[3:]
-    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[-1]
+    window, backend = _check(query, key, value, rel_row, rel_col, *options), options[5]
     _check_logsumexp(logsumexp, query, window)
     # The kernels write wherever these say.
     _check_grad('grad', grad, query)
@@ -112,7 +112,7 @@ def _some(like, tensors) -> tuple:
 
 
 def _fake_forward(query, key, value, rel_row, rel_col, *options):
-    window = Window(*options[:-1])
+    window = Window.of_op(*options)
     check_tensors(query, key, value, rel_row, rel_col, window)
     _check_dtypes(query, key=key, value=value, rel_row=rel_row, rel_col=rel_col)
     return empty_output(query), empty_logsumexp(query, window.num_heads)

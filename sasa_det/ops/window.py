@@ -1,6 +1,6 @@
 """What defines a local attention window: the options of every backend, and each pixel's neighbourhood."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,12 @@ class Window(NamedTuple):
     dilation: int = 1
     border: str = 'zeros'
     scale: float = 1.0
+    stride: int = 1
+
+    @classmethod
+    def of_op(cls, *options) -> 'Window':
+        """Take the options of the op, in the order of its schema: the backend is between scale and stride."""
+        return cls(*options[:5], *options[6:])
 
     @property
     def padding(self) -> int:
@@ -28,6 +34,21 @@ class Window(NamedTuple):
     def dilation_in(self, height: int, width: int) -> int:
         """Return the dilation, but at most a map's longer edge: all larger ones see only the centre."""
         return min(self.dilation, max(height, width))
+
+
+def strided(x: Tensor, stride: int) -> Tensor:
+    """View the queries' pixels of a map: every stride-th row and column, from the first on."""
+    return x[:, :, ::stride, ::stride] if stride > 1 else x
+
+
+def strided_copy(x: Tensor, stride: int) -> Tensor:
+    """Copy the queries' pixels of a map, laid out by `output_format`; without a stride it is the map itself."""
+    return strided(x, stride).contiguous(memory_format=output_format(x)) if stride > 1 else x
+
+
+def strided_size(size: Tuple[int, ...], stride: int) -> Tuple[int, ...]:
+    """Return the height and width that :func:`strided` leaves."""
+    return tuple((n + stride - 1) // stride for n in size)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -59,8 +80,8 @@ def empty_logsumexp(query: Tensor, num_heads: int) -> Tensor:
 
 
 def unfold_windows(x: Tensor, window: Window) -> Tensor:
-    """View every pixel's zero-padded neighbourhood: (B, C, H, W) to (B, C, H, W, k, k)."""
+    """View the zero-padded neighbourhood of each query: (B, C, H, W) to (B, C, H, W, k, k), strided."""
     span = window.dilation * (window.kernel_size - 1) + 1
     x = F.pad(x, (window.padding,) * 4)
-    x = x.unfold(2, span, 1).unfold(3, span, 1)
+    x = x.unfold(2, span, window.stride).unfold(3, span, window.stride)
     return x[..., :: window.dilation, :: window.dilation]

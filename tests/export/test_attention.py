@@ -93,8 +93,9 @@ def test_layers_compute_the_same_at_any_size(layer, edge):
 
 def test_logsumexp_is_the_operators():
     case = Case(border='mask')
-    inputs = case.inputs(torch.float32)
-    expected = torch.ops.sasa_det.local_attention(*inputs, *case.options.values(), 'eager')[1]
+    inputs, options = case.inputs(torch.float32), case.options
+    stride = options.pop('stride')
+    expected = torch.ops.sasa_det.local_attention(*inputs, *options.values(), 'eager', stride)[1]
     assert np.abs(translated(inputs, case)[1] - expected.numpy()).max() < 1e-5
 
 

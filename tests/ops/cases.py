@@ -25,7 +25,8 @@ class Case:
     positions: Optional[str] = 'shared'  # or 'per_head' or None
     batch: int = 2
     depth: int = 4
-    size: tuple = (6, 7)
+    size: tuple = (6, 7)  # of key and value
+    stride: int = 1
 
     def __str__(self):
         return '-'.join(str(x) for x in vars(self).values())
@@ -38,6 +39,7 @@ class Case:
             dilation=self.dilation,
             border=self.border,
             scale=self.scale,
+            stride=self.stride,
         )
 
     def inputs(self, dtype=torch.float64, seed=0) -> List[Optional[torch.Tensor]]:
@@ -47,7 +49,9 @@ class Case:
         def draw(*shape):
             return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-        maps = [draw(self.batch, self.num_heads * self.depth, *self.size) for _ in range(3)]
+        queries = tuple(-(-n // self.stride) for n in self.size)
+        sizes = (queries, self.size, self.size)
+        maps = [draw(self.batch, self.num_heads * self.depth, *size) for size in sizes]
         if not self.key:
             maps[1] = None
         heads = dict(shared=1, per_head=self.num_heads).get(self.positions)
@@ -85,7 +89,7 @@ def largest_error(results, expected) -> float:
 def attend_plainly(query, key, value, rel_row, rel_col, *, num_heads, **options):
     """The formula in plain PyTorch, every intermediate in the inputs' own type."""
     window = Window(num_heads=num_heads, **options)
-    logits = window_logits(query, key, rel_row, rel_col, window)
+    logits = window_logits(query, key, rel_row, rel_col, window, size=tuple(value.shape[2:]))
     weights = logits.flatten(3).softmax(-1).view_as(logits)
     values = (
         unfold_windows(value, window)
@@ -174,6 +178,36 @@ SIZES = [
     Case(dilation=4, size=(3, 9)),
     Case(batch=0),
     Case(batch=5, size=(4, 70)),
+]
+# Strides: windows that overlap by much, by little, and not at all; dilations with which the stride has a common
+# divisor and has none; maps that end anywhere between two queries.
+STRIDES = [
+    Case(stride=2, key=key, positions=positions, border=border, size=size)
+    for key, positions, border, size in (
+        (True, 'shared', 'zeros', (7, 9)),
+        (True, 'per_head', 'mask', (8, 10)),
+        (True, None, 'mask', (1, 1)),
+        (False, 'shared', 'mask', (9, 8)),
+    )
+] + [
+    Case(stride=stride, kernel_size=kernel_size, dilation=dilation, border=border, size=size)
+    for stride, kernel_size, dilation, border, size in (
+        (2, 7, 1, 'zeros', (39, 71)),
+        (2, 7, 1, 'mask', (40, 5)),
+        (2, 5, 1, 'mask', (1, 40)),
+        (2, 3, 2, 'zeros', (9, 12)),
+        (2, 3, 3, 'mask', (19, 14)),
+        (2, 1, 1, 'zeros', (50, 6)),
+        (2, 1, 3, 'mask', (13, 6)),
+        (3, 3, 1, 'zeros', (20, 10)),
+        (3, 5, 2, 'mask', (25, 9)),
+        (3, 7, 1, 'zeros', (37, 37)),
+        (4, 3, 6, 'mask', (30, 23)),
+        (4, 9, 1, 'zeros', (70, 13)),
+        (8, 3, 1, 'zeros', (60, 20)),
+        (9, 5, 1, 'mask', (20, 19)),  # larger than the native kernels take
+        (100, 3, 2, 'zeros', (5, 8)),
+    )
 ]
 CASES = OPTIONS + SIZES
 SMALL = replace(Case(), batch=1, size=(3, 4))

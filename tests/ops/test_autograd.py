@@ -17,6 +17,9 @@ CASES = [
         (True, 'shared', 'zeros'), (True, 'per_head', 'mask'), (True, None, 'mask'), (False, 'shared', 'zeros')
     )
 ]  # fmt: skip
+CASES.append(
+    Case(kernel_size=3, size=(4, 5), num_heads=2, depth=4, batch=1, stride=2, border='mask')
+)
 
 
 def operator(case, backend, inputs):

@@ -1,6 +1,7 @@
 """Every backend against the reference, in value and all gradients."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from cases import (
     CASES,
     OPTIONS,
     SMALL,
+    STRIDES,
     Case,
     assert_within_the_error_of_plain_pytorch,
     backends,
@@ -24,7 +26,7 @@ fused = backends('eager', 'native')
 
 
 @fused
-@pytest.mark.parametrize('case', CASES, ids=str)
+@pytest.mark.parametrize('case', CASES + STRIDES, ids=str)
 def test_agrees_with_reference(case, backend):
     inputs = case.inputs()
     expected = value_and_grads(inputs, case.options, 'reference')
@@ -54,8 +56,39 @@ def test_gradcheck(case, backend):
 
 
 @fused
+@pytest.mark.parametrize('case', STRIDES, ids=str)
+def test_a_stride_picks_from_what_attends_everywhere(case, backend):
+    query, *others = case.inputs()
+    everywhere = others[1].new_zeros(others[1].shape)
+    everywhere[:, :, :: case.stride, :: case.stride] = query
+    options = {**case.options, 'stride': 1}
+    full = local_attention(everywhere, *others, **options, backend='reference')
+    output = local_attention(query, *others, **case.options, backend=backend)
+    expected = full[:, :, :: case.stride, :: case.stride]
+    assert largest_error([output], [expected]) < 1e-12
+
+
+@fused
+@pytest.mark.parametrize(
+    'case',
+    [
+        replace(SMALL, stride=2, size=(4, 5)),
+        replace(SMALL, stride=2, size=(5, 4), border='mask', positions='per_head'),
+        replace(SMALL, stride=3, size=(5, 6), key=False),
+        replace(SMALL, stride=2, dilation=3, size=(5, 6), positions=None, border='mask'),
+    ],
+    ids=str,
+)
+def test_gradcheck_of_a_stride(case, backend):
+    def attend(*inputs):
+        return local_attention(*inputs, **case.options, backend=backend)
+
+    assert torch.autograd.gradcheck(attend, with_grad(case.inputs()))
+
+
+@fused
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize('case', [case for case in CASES if case.batch], ids=str)
+@pytest.mark.parametrize('case', [case for case in CASES + STRIDES if case.batch], ids=str)
 def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
     assert_within_the_error_of_plain_pytorch(case, dtype, backend)
 
@@ -66,10 +99,10 @@ def test_low_precision_within_the_error_of_plain_pytorch(case, dtype, backend):
     ['channels_last', 'slice_of_fused', 'slice_of_fused_channels_last', 'transposed', 'every_other',
      'expanded'],
 )  # fmt: skip
-@pytest.mark.parametrize('dilation', [1, 2])
+@pytest.mark.parametrize('dilation, stride', [(1, 1), (2, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-def test_layout_does_not_change_the_result(how, dilation, backend, dtype, tolerance):
-    case = Case(kernel_size=5, size=(9, 21), dilation=dilation)
+def test_layout_does_not_change_the_result(how, dilation, stride, backend, dtype, tolerance):
+    case = Case(kernel_size=5, size=(9, 21), dilation=dilation, stride=stride)
     inputs = case.inputs(dtype)
     maps, tables = inputs[:3], inputs[3:]
     maps = [strided(x, how) for x in maps]
@@ -170,15 +203,19 @@ def test_output_may_be_changed_in_place(backend):
         Case(kernel_size=9, num_heads=4, depth=6, batch=1, size=(82, 45)),
         # So many phases that several share a partial of the tables' gradients.
         Case(kernel_size=11, num_heads=2, depth=8, batch=1, size=(20, 13), dilation=7),
+        # Bands of queries, of which each sees others' keys.
+        Case(kernel_size=7, num_heads=2, depth=8, batch=1, size=(161, 45), stride=2),
+        Case(kernel_size=3, num_heads=2, depth=8, batch=1, size=(250, 20), stride=3, border='mask'),
+        Case(kernel_size=1, num_heads=2, depth=8, batch=1, size=(150, 20), stride=2),
     ],
-    ids=['rows 5', 'rows 7', 'rows 9', 'phases'],
+    ids=['rows 5', 'rows 7', 'rows 9', 'phases', 'stride 2', 'stride 3', 'gaps'],
 )
 def test_native_has_the_same_bits_at_any_thread_count(backend, case):
     inputs = case.inputs(torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
-        for count in (1, 2, 5):
+        for count in (1, 2, 3, 5):
             torch.set_num_threads(count)
             if sys.platform == 'linux':  # where setup.py asks for OpenMP
                 assert native._native.threads() == count
@@ -190,11 +227,17 @@ def test_native_has_the_same_bits_at_any_thread_count(backend, case):
 
 
 @backends('native')
-@pytest.mark.parametrize('kernel_size, height', [(67, 80), (73, 96)])
-def test_native_windows_larger_than_a_band(kernel_size, height, backend):
+@pytest.mark.parametrize('kernel_size, height, stride', [(67, 80, 1), (73, 96, 1), (127, 200, 5)])
+def test_native_windows_larger_than_a_band(kernel_size, height, stride, backend):
     # The second band's windows reach above the map, and below it.
     case = Case(
-        kernel_size=kernel_size, num_heads=1, depth=2, batch=1, size=(height, 3), border='mask'
+        kernel_size=kernel_size,
+        num_heads=1,
+        depth=2,
+        batch=1,
+        size=(height, 3),
+        stride=stride,
+        border='mask',
     )
     results = value_and_grads(case.inputs(), case.options, backend)
     truth = value_and_grads(case.inputs(), case.options, 'reference')

@@ -22,6 +22,12 @@ TABLE = torch.zeros(1, 2, 3)
         (dict(num_heads=3), r'num_heads must divide the channels of query, 8, but is 3'),
         (dict(num_heads=0), r'num_heads must be an integer of at least 1, but is 0'),
         (dict(dilation=0), r'dilation must be an integer of at least 1, but is 0'),
+        (dict(stride=0), r'stride must be an integer of at least 1, but is 0'),
+        (dict(stride=2.0), r'stride must be an integer of at least 1, but is 2.0'),
+        (
+            dict(stride=2),
+            r'query must have every pixel of key that a stride of 2 leaves, but they are',
+        ),
         (dict(border='reflect'), r"border must be one of \('zeros', 'mask'\), but is 'reflect'"),
         (dict(scale=float('nan')), r'scale must be a finite number, but is nan'),
         (dict(scale='1'), r"scale must be a finite number, but is '1'"),

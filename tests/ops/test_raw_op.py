@@ -16,7 +16,7 @@ def arguments(backend, **changes):
     given = dict(zip(NAMES, CASE.inputs(torch.float32)), **CASE.options, backend=backend)
     for name, change in changes.items():
         given[name] = change(given[name]) if callable(change) else change
-    return [given[name] for name in (*NAMES, *OPTIONS, 'backend')]
+    return [given[name] for name in (*NAMES, *OPTIONS, 'backend', 'stride')]
 
 
 WRONG = {
@@ -44,6 +44,13 @@ WRONG = {
     'tables of two shapes': dict(rel_col=lambda x: x[..., 1:]),
     'neither key nor tables': dict(key=None, rel_row=None, rel_col=None),
     'another type': dict(value=lambda x: x.double()),
+    'no stride': dict(stride=0),
+    'a query of every pixel with a stride': dict(stride=2),
+    'a query of too few pixels': dict(stride=2, query=lambda x: x[:, :, :3, :3]),
+    'a query of too many pixels': dict(stride=2, query=lambda x: x[:, :, :4, :4]),
+    'a key of another size that a stride leaves': dict(
+        stride=2, query=lambda x: x[:, :, :3, :4], key=lambda x: x[:, :, :5]
+    ),
 }  # fmt: skip
 
 
@@ -58,8 +65,8 @@ def test_the_forward_refuses(changes, backend):
 @pytest.mark.parametrize('changes', WRONG.values(), ids=WRONG)
 def test_the_backward_refuses(changes, backend):
     output, logsumexp = OPS.local_attention(*arguments(backend))
-    *inputs, window, heads, dilation, border, scale, name = arguments(backend, **changes)
-    options = (window, heads, dilation, border, scale, name)
+    given = arguments(backend, **changes)
+    inputs, options = given[:5], given[5:]
     with pytest.raises((ValueError, TypeError), match='must|come together|may be None'):
         OPS.local_attention_backward(output, *inputs, logsumexp, *options)
     maps = [torch.zeros_like(output) for _ in range(3)]

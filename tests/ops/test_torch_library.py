@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from cases import CASES, Case, backends, value_and_grads, with_grad
+from cases import CASES, STRIDES, Case, backends, value_and_grads, with_grad
 from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.ops import available_backends, local_attention
@@ -19,6 +19,15 @@ fused = backends('eager', 'native')
 def test_opcheck(case, backend):
     window = tuple(case.options[name] for name in WINDOW)
     torch.library.opcheck(OP, (*with_grad(case.inputs(torch.float32)), *window, backend))
+
+
+@fused
+@pytest.mark.parametrize('case', STRIDES[::3], ids=str)
+def test_opcheck_of_a_stride(case, backend):
+    window = tuple(case.options[name] for name in WINDOW)
+    inputs = with_grad(case.inputs(torch.float32))
+    torch.library.opcheck(OP, (*inputs, *window, backend, case.stride))
+    torch.library.opcheck(OP, (*inputs, *window, backend), dict(stride=case.stride))
 
 
 @fused

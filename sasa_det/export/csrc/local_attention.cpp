@@ -214,11 +214,8 @@ class LocalAttention {
     p.batch = maps[0];
     p.heads = num_heads;
     p.depth = maps[1] / parts / num_heads;
-    p.height = maps[2];
-    p.width = maps[3];
+    sasa::set_sizes(p, maps[2], maps[3], 1, dilation);
     p.kernel_size = kernel_size;
-    // With any larger dilation a window has its centre alone in the map. An empty map has no edge to take.
-    p.dilation = std::max<int64_t>(1, std::min(dilation, std::max(p.height, p.width)));
     p.mask = mask;
     p.scale = scale;
     if (!rel_row) return p;

@@ -9,6 +9,7 @@ from typing import Dict, List, Optional
 from torch import Tensor
 
 from ..window import Window
+from .everywhere import Everywhere
 
 logger = logging.getLogger('sasa_det')
 
@@ -68,7 +69,7 @@ def _warn_once(why: str) -> None:
 def choose_backend(
     requested: str, query: Tensor, window: Window, has_key: bool = True, has_rel: bool = True
 ):
-    """Return the module of the backend that computes this input.
+    """Return the backend that computes this input, with its functions ``forward`` and ``backward``.
 
     Args:
         requested: 'auto', or a backend's name, which never falls back.
@@ -100,7 +101,9 @@ def choose_backend(
                     if DEVICES[each.partition(':')[0]] == query.device.type
                 ]
                 _warn_once('; '.join(slow))
-            return _module(name)
+            module = _module(name)
+            strides = window.stride <= getattr(module, 'LARGEST_STRIDE', 1)
+            return module if strides else Everywhere(module)
         refusals.append(f'{name}: {reason}')
     raise RuntimeError(
         f'local_attention: backend={requested!r} cannot be used: ' + '; '.join(refusals)

@@ -159,7 +159,7 @@ def forward(
     """
     if query.numel() and cuda_driver.connected():
         cuda_driver.load(query.device, 'forward', variant_of(query, key, rel_row, window))
-        return torch.ops.sasa_det_cuda.forward(query, key, value, rel_row, rel_col, *window)
+        return torch.ops.sasa_det_cuda.forward(query, key, value, rel_row, rel_col, *window[:5])
     output = empty_output(query)
     logsumexp = empty_logsumexp(query, window.num_heads)
     if query.numel():
@@ -187,7 +187,7 @@ def backward(
         for kernel in ('backward_queries', 'backward_keys'):
             cuda_driver.load(query.device, kernel, variant_of(query, key, rel_row, window))
         inputs = (query, key, value, rel_row, rel_col)
-        return torch.ops.sasa_det_cuda.backward(grad, *inputs, logsumexp, *grad_maps, *window)
+        return torch.ops.sasa_det_cuda.backward(grad, *inputs, logsumexp, *grad_maps, *window[:5])
     partials = None if rel_row is None else empty_partials(query, rel_row, window)
     if query.numel():
         maps = dict(_inputs(query, key, value), grad=laid_out(grad)[0])

@@ -9,6 +9,8 @@ from ..native_library import load
 from ..window import Window
 
 _native, _why_missing = load()
+# The largest stride that the kernels compute without the pixels between.
+LARGEST_STRIDE = 1 if _native is None else _native.LARGEST_STRIDE
 
 
 def missing() -> Optional[str]:

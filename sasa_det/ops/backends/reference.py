@@ -19,27 +19,29 @@ def window_logits(
     rel_col: Optional[Tensor],
     window: Window,
     points: Optional[Tuple[Tensor, Tensor]] = None,
+    size: Optional[Tuple[int, int]] = None,
 ) -> Tensor:
     """Compute ``scale * (q.k + q.r)`` of each query pixel against its window.
 
     Args:
         query: (B, C, H, W).
-        key: (B, C, H, W), or None for the logits q.r alone.
+        key: (B, C, H, W), or None for the logits q.r alone. With a stride it is larger than query.
         rel_row: (num_heads or 1, d/2, k) or None.
         rel_col: As ``rel_row``, for the columns.
         window: The attention's options.
         points: Rows and columns, (P,) each, of the query pixels to compute; None for all pixels.
+        size: Height and width of the keys' map; those of query by default.
 
     Returns:
         (B, num_heads, P, k, k), pixels in row-major order; -inf at positions that ``border='mask'``
         leaves out.
     """
     batch, channels, height, width = query.shape
-    heads, size = window.num_heads, window.kernel_size
+    heads, edge = window.num_heads, window.kernel_size
     depth = channels // heads
 
     q = _split_heads(_at(query, points), heads)
-    logits = q.new_zeros(batch, heads, q.shape[-1], size, size)
+    logits = q.new_zeros(batch, heads, q.shape[-1], edge, edge)
     if key is not None:
         k = _split_heads(_at(unfold_windows(key, window), points), heads)
         logits = logits + torch.einsum('bhdp,bhdpij->bhpij', q, k)
@@ -50,7 +52,7 @@ def window_logits(
         logits = logits + torch.einsum('bhdp,hdj->bhpj', q[:, :, depth // 2 :], col)[..., None, :]
     logits = logits * window.scale
     if window.border == 'mask':
-        inside = unfold_windows(query.new_ones(1, 1, height, width), window)
+        inside = unfold_windows(query.new_ones(1, 1, *(size or (height, width))), window)
         logits = logits.masked_fill(_at(inside, points)[0, 0] == 0, float('-inf'))
     return logits
 
@@ -78,7 +80,7 @@ def local_attention_reference(
     q, k, v, row, col = (
         None if x is None else x.to(dtype) for x in (query, key, value, rel_row, rel_col)
     )
-    weights = attention_weights(q, k, row, col, window)
+    weights = attention_weights(q, k, row, col, window, size=tuple(v.shape[2:]))
     values = _split_heads(_at(unfold_windows(v, window), None), window.num_heads)
     result = torch.einsum('bhpij,bhdpij->bhdp', weights, values).reshape(query.shape)
     return result.to(query.dtype).contiguous(memory_format=output_format(query))

@@ -30,8 +30,10 @@ using StringView = decltype(std::declval<const c10::IValue&>().toStringView());
 #define OPTIONS(String) \
   int64_t kernel_size, int64_t num_heads, int64_t dilation, String border, double scale
 #define THE_OPTIONS \
-  sasa::Options { kernel_size, num_heads, dilation, border == "mask", scale }
+  sasa::Options { kernel_size, num_heads, dilation, border == "mask", scale, stride }
 #define THE_ARGUMENTS kernel_size, num_heads, dilation, border, scale
+#define CHOICE StringView backend, int64_t stride
+#define THE_CHOICE backend, stride
 
 // Says whether 'auto' must go through Python, which logs the chosen backend.
 bool (*logs_choices)() = nullptr;
@@ -58,13 +60,16 @@ bool is_gradient(const OptionalTensor& x, const OptionalTensor& of) {
 
 // Whether the kernels may read and write as the arguments say. The op is also called without Python's
 // local_attention, as exported graphs do; Python then says what is wrong.
-bool is_well_formed(INPUTS, OPTIONS(StringView)) {
-  if (kernel_size < 1 || kernel_size % 2 == 0 || num_heads < 1 || dilation < 1) return false;
+bool is_well_formed(INPUTS, OPTIONS(StringView), int64_t stride) {
+  if (kernel_size < 1 || kernel_size % 2 == 0 || num_heads < 1 || dilation < 1 || stride < 1) return false;
   if ((border != "zeros" && border != "mask") || !std::isfinite(scale)) return false;
   if (query.dim() != 4) return false;
   const auto size = query.sizes();
   if (size[1] == 0 || size[1] % num_heads != 0 || size[2] == 0 || size[3] == 0) return false;
-  if (value.sizes() != size || (key && key->sizes() != size)) return false;
+  if (value.dim() != 4 || value.size(0) != size[0] || value.size(1) != size[1]) return false;
+  for (int64_t n = 2; n < 4; ++n)
+    if (sasa::divide_up(value.size(n), stride) != size[n]) return false;
+  if (key && key->sizes() != value.sizes()) return false;
   if (rel_row.has_value() != rel_col.has_value() || !(key || rel_row)) return false;
   if (!rel_row) return true;
   const auto table = rel_row->sizes();
@@ -82,9 +87,8 @@ bool is_logsumexp(const Tensor& x, const Tensor& query, int64_t num_heads) {
 }
 
 // Whether the CPU's kernels may, or those of a GPU, as far as types and options say.
-bool may_compute(INPUTS, OPTIONS(StringView), StringView backend, StringView by) {
-  if (kernel_size > sasa::LARGEST_KERNEL) return false;
-  if (!is_well_formed(THE_INPUTS, kernel_size, num_heads, dilation, border, scale)) return false;
+bool may_compute(INPUTS, OPTIONS(StringView), CHOICE, StringView by) {
+  if (kernel_size > sasa::LARGEST_KERNEL || !is_well_formed(THE_INPUTS, THE_ARGUMENTS, stride)) return false;
   if (!(same_type_and_device(key, query) && same_type_and_device(value, query) &&
         same_type_and_device(rel_row, query) && same_type_and_device(rel_col, query)))
     return false;
@@ -93,14 +97,16 @@ bool may_compute(INPUTS, OPTIONS(StringView), StringView backend, StringView by)
 }
 
 // Whether these kernels are to compute it, without an error or a log of the choice.
-bool is_native(INPUTS, OPTIONS(StringView), StringView backend) {
-  return query.is_cpu() && may_compute(THE_INPUTS, THE_ARGUMENTS, backend, "native");
+bool is_native(INPUTS, OPTIONS(StringView), CHOICE) {
+  return query.is_cpu() && stride <= sasa::LARGEST_STRIDE &&
+         may_compute(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE, "native");
 }
 
-// The same for a GPU's, if they are loaded. Python refuses what does not fit, and is asked about what is empty.
-bool is_cuda(INPUTS, OPTIONS(StringView), StringView backend, bool backward) {
-  if (query.is_cpu() && backend == "auto") return false;
-  if (!may_compute(THE_INPUTS, THE_ARGUMENTS, backend, "cuda")) return false;
+// The same for a GPU's, if they are loaded. Python refuses what does not fit, and is asked about what is empty or has
+// a stride.
+bool is_cuda(INPUTS, OPTIONS(StringView), CHOICE, bool backward) {
+  if (stride != 1 || (query.is_cpu() && backend == "auto")) return false;
+  if (!may_compute(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE, "cuda")) return false;
   if (query.numel() == 0 || !(scale > 0) || !sasa::gpu::fits(query)) return false;
   const auto variant = sasa::gpu::Shape(query, query.size(1), THE_OPTIONS)
                            .variant(query.scalar_type(), key.has_value(), rel_row.has_value());
@@ -108,11 +114,11 @@ bool is_cuda(INPUTS, OPTIONS(StringView), StringView backend, bool backward) {
   return loaded && (!backward || loaded.has_backward());
 }
 
-std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), StringView backend) {
-  if (is_native(THE_INPUTS, THE_ARGUMENTS, backend)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
-  if (is_cuda(THE_INPUTS, THE_ARGUMENTS, backend, false)) return sasa::gpu::forward(THE_INPUTS, THE_OPTIONS);
+std::tuple<Tensor, Tensor> op_forward(INPUTS, OPTIONS(StringView), CHOICE) {
+  if (is_native(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE)) return sasa::forward(THE_INPUTS, THE_OPTIONS);
+  if (is_cuda(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE, false)) return sasa::gpu::forward(THE_INPUTS, THE_OPTIONS);
   return in_python<decltype(op_forward)>("sasa_det::local_attention", c10::DispatchKey::Undefined,
-                                         THE_INPUTS, THE_ARGUMENTS, backend);
+                                         THE_INPUTS, THE_ARGUMENTS, THE_CHOICE);
 }
 
 // Whether a derivative with respect to x is wanted, in reverse or forward mode.
@@ -120,16 +126,16 @@ bool is_differentiated(const OptionalTensor& x) {
   return x && ((at::GradMode::is_enabled() && x->requires_grad()) || x->_fw_grad(0).defined());
 }
 
-std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), StringView backend) {
+std::tuple<Tensor, Tensor> op_autograd(INPUTS, OPTIONS(StringView), CHOICE) {
   if (is_differentiated(query) || is_differentiated(key) || is_differentiated(value) ||
       is_differentiated(rel_row) || is_differentiated(rel_col))
     return in_python<decltype(op_forward)>("sasa_det::local_attention", c10::DispatchKey::AutogradOther,
-                                           THE_INPUTS, THE_ARGUMENTS, backend);
+                                           THE_INPUTS, THE_ARGUMENTS, THE_CHOICE);
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("sasa_det::local_attention", "")
                              .typed<decltype(op_forward)>();
   const at::AutoDispatchBelowAutograd below;
-  return op.call(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, backend);
+  return op.call(THE_INPUTS, kernel_size, num_heads, dilation, border, scale, THE_CHOICE);
 }
 
 // A schema cannot say that a result is optional: an empty tensor stands for none.
@@ -138,29 +144,28 @@ Tensor or_empty(const OptionalTensor& x, const Tensor& query) {
 }
 
 std::tuple<Tensor, Tensor> op_backward_into(const Tensor& grad, INPUTS, const Tensor& logsumexp,
-                                            GRAD_MAPS, OPTIONS(StringView), StringView backend) {
+                                            GRAD_MAPS, OPTIONS(StringView), CHOICE) {
   if (is_gradient(grad, query) && is_gradient(grad_query, query) && is_gradient(grad_key, key) &&
       is_gradient(grad_value, value) && is_logsumexp(logsumexp, query, num_heads)) {
     const auto backward = [&](auto* function) {
       const auto [row, col] = function(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
       return std::tuple(or_empty(row, query), or_empty(col, query));
     };
-    if (is_native(THE_INPUTS, THE_ARGUMENTS, backend)) return backward(sasa::backward);
-    if (is_cuda(THE_INPUTS, THE_ARGUMENTS, backend, true)) return backward(sasa::gpu::backward);
+    if (is_native(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE)) return backward(sasa::backward);
+    if (is_cuda(THE_INPUTS, THE_ARGUMENTS, THE_CHOICE, true)) return backward(sasa::gpu::backward);
   }
   return in_python<decltype(op_backward_into)>(
       "sasa_det::local_attention_backward_into", c10::DispatchKey::Undefined, grad, THE_INPUTS,
-      logsumexp, THE_GRAD_MAPS, THE_ARGUMENTS, backend);
+      logsumexp, THE_GRAD_MAPS, THE_ARGUMENTS, THE_CHOICE);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& grad, INPUTS,
                                                                const Tensor& logsumexp,
-                                                               OPTIONS(StringView),
-                                                               StringView backend) {
+                                                               OPTIONS(StringView), CHOICE) {
   const Tensor grad_query = sasa::empty_output(query), grad_value = sasa::empty_output(value);
   const OptionalTensor grad_key = key ? OptionalTensor(sasa::empty_output(*key)) : key;
   const auto [row, col] = op_backward_into(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, kernel_size,
-                                           num_heads, dilation, border, scale, backend);
+                                           num_heads, dilation, border, scale, THE_CHOICE);
   return {grad_query, or_empty(grad_key, query), grad_value, row, col};
 }
 
@@ -169,53 +174,61 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> op_backward(const Tensor& gra
 // the value.
 std::tuple<Tensor, Tensor> attend(const Tensor& map, const Tensor& weight, const OptionalTensor& bias,
                                   const OptionalTensor& rel_row, const OptionalTensor& rel_col, bool has_key,
-                                  OPTIONS(StringView), StringView backend) {
+                                  OPTIONS(StringView), CHOICE) {
   sasa::check_projection(map, weight, bias);
   const int64_t maps = has_key ? 3 : 2, outputs = weight.size(0) / maps;
   TORCH_CHECK(outputs * maps == weight.size(0), "the weight's rows are not those of ", maps, " projections");
-  const Tensor x = map.contiguous(sasa::layout(map));
-  const int64_t parts = sasa::image_parts(x.size(0), x.size(2), kernel_size);
+  const Tensor x = map.contiguous(sasa::layout(map)), queries = sasa::strided(x, stride);
+  const int64_t parts = sasa::image_parts(x.size(0), x.size(2), kernel_size, stride);
   if (parts && dilation == 1 && x.size(1)) {
-    const Tensor output = sasa::empty_map(x, outputs);
-    const OptionalTensor key = has_key ? OptionalTensor(output) : OptionalTensor();
-    if (is_native(output, key, output, rel_row, rel_col, kernel_size, num_heads, dilation, border, scale, backend))
-      return sasa::attend_projected(x, weight, bias, has_key, rel_row, rel_col, output, THE_OPTIONS, parts);
+    const Tensor output = sasa::empty_map(queries, outputs);
+    // Of the shape of the keys and values; there are none yet.
+    const Tensor value = x.narrow(1, 0, 1).expand({x.size(0), outputs, x.size(2), x.size(3)});
+    const OptionalTensor key = has_key ? OptionalTensor(value) : OptionalTensor();
+    if (is_native(output, key, value, rel_row, rel_col, THE_ARGUMENTS, THE_CHOICE))
+      return sasa::attend_projected(x, queries, weight, bias, key, value, rel_row, rel_col, output, THE_OPTIONS, parts);
   }
-  const Tensor y = sasa::project(x, weight, bias);
-  const auto part = [&](int64_t n) { return y.narrow(1, n * outputs, outputs); };
+  // With a stride, queries are projections of fewer pixels.
+  const int64_t apart = stride > 1 ? outputs : 0, others = weight.size(0) - apart;
+  const auto project = [&](const Tensor& of, int64_t first, int64_t count) {
+    return sasa::project(of, weight.narrow(0, first, count), bias ? OptionalTensor(bias->narrow(0, first, count)) : bias);
+  };
+  const Tensor y = project(x, apart, others), query = apart ? project(queries, 0, apart) : y.narrow(1, 0, outputs);
+  const auto last = [&](int64_t n) { return y.narrow(1, others - n * outputs, outputs); };
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("sasa_det::local_attention", "")
                              .typed<decltype(op_forward)>();
-  return op.call(part(0), has_key ? OptionalTensor(part(1)) : OptionalTensor(), part(maps - 1), rel_row, rel_col,
-                 kernel_size, num_heads, dilation, border, scale, backend);
+  return op.call(query, has_key ? OptionalTensor(last(2)) : OptionalTensor(), last(1), rel_row, rel_col, THE_ARGUMENTS,
+                 THE_CHOICE);
 }
 
 // ---- As backends/native.py calls the kernels: with arguments that were checked. ----
 
-std::tuple<Tensor, Tensor> forward(INPUTS, OPTIONS(StringView)) {
+std::tuple<Tensor, Tensor> forward(INPUTS, OPTIONS(StringView), int64_t stride) {
   return sasa::forward(THE_INPUTS, THE_OPTIONS);
 }
 
 std::tuple<OptionalTensor, OptionalTensor> backward(const Tensor& grad, INPUTS, const Tensor& logsumexp,
-                                                    GRAD_MAPS, OPTIONS(StringView)) {
+                                                    GRAD_MAPS, OPTIONS(StringView), int64_t stride) {
   return sasa::backward(grad, THE_INPUTS, logsumexp, THE_GRAD_MAPS, THE_OPTIONS);
 }
 
 #define INPUTS_SCHEMA "Tensor query, Tensor? key, Tensor value, Tensor? rel_row, Tensor? rel_col"
 #define OPTIONS_SCHEMA "int kernel_size, int num_heads, int dilation, str border, float scale"
+#define STRIDE_SCHEMA ", int stride=1"
 
 TORCH_LIBRARY(sasa_det_native, library) {
-  library.def("forward(" INPUTS_SCHEMA ", " OPTIONS_SCHEMA ") -> (Tensor, Tensor)", &forward);
+  library.def("forward(" INPUTS_SCHEMA ", " OPTIONS_SCHEMA STRIDE_SCHEMA ") -> (Tensor, Tensor)", &forward);
   library.def("backward(Tensor grad, " INPUTS_SCHEMA
               ", Tensor logsumexp, Tensor(a!) grad_query, Tensor(b!)? grad_key, Tensor(c!) grad_value, "
-              OPTIONS_SCHEMA ") -> (Tensor?, Tensor?)",
+              OPTIONS_SCHEMA STRIDE_SCHEMA ") -> (Tensor?, Tensor?)",
               &backward);
   // As ../project.py calls them. Counters of FLOPs see them, as they have kernels for a device.
   const auto cpu = c10::DispatchKey::CPU;
   library.def("project(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   library.impl("project", torch::dispatch(cpu, &sasa::project));
   library.def("attend(Tensor x, Tensor weight, Tensor? bias, Tensor? rel_row, Tensor? rel_col, bool has_key, "
-              OPTIONS_SCHEMA ", str backend) -> (Tensor, Tensor)");
+              OPTIONS_SCHEMA ", str backend" STRIDE_SCHEMA ") -> (Tensor, Tensor)");
   library.impl("attend", torch::dispatch(cpu, &attend));
   library.def("project_back(Tensor grad, Tensor weight) -> Tensor");
   library.impl("project_back", torch::dispatch(cpu, &sasa::project_back));
@@ -228,6 +241,8 @@ TORCH_LIBRARY(sasa_det_native, library) {
 extern "C" {
 
 int64_t sasa_largest_kernel() { return sasa::LARGEST_KERNEL; }
+
+int64_t sasa_largest_stride() { return sasa::LARGEST_STRIDE; }
 
 int64_t sasa_huge_from() { return sasa::HUGE_FROM; }
 

@@ -26,7 +26,8 @@ __attribute__((noinline)) Vec<T> softmax_forward(Vec<T>* x, int64_t n, Vec<T> ma
 // Scratch memory that forward_band allocates, in elements, but for what Scratch rounds up.
 template <typename T>
 int64_t forward_elements(const Layout<T>& layout) {
-  return (2 * kv_rows(layout.k) + 2 * QUERY_ROWS) * layout.row_size() + TileLogits<T>::elements(layout.k);
+  return 2 * layout.ring_rows() * layout.kv_row_size() + 2 * QUERY_ROWS * layout.row_size() +
+         TileLogits<T>::elements(layout.k) + layout.depth * layout.k;
 }
 
 template <typename T>
@@ -36,40 +37,43 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
   const Layout<T> layout(p, band.phase_row, band.phase_col);
   Scratch<T> scratch{static_cast<T*>(memory)};
   const bool has_key = p.key.data != nullptr;
-  const int64_t k = layout.k, radius = layout.radius, area = k * k;
-  const int64_t ring_rows = kv_rows(k), row_size = layout.row_size();
-  Ring<T> keys{has_key ? scratch.allocate(ring_rows * row_size) : nullptr, ring_rows, row_size};
-  Ring<T> values{scratch.allocate(ring_rows * row_size), ring_rows, row_size};
+  const Neighbours neighbours(layout);
+  const int64_t k = layout.k, area = k * k, kv_height = layout.keys.height;
+  const int64_t ring_rows = layout.ring_rows(), row_size = layout.row_size(), kv_row_size = layout.kv_row_size();
+  Ring<T> keys{has_key ? scratch.allocate(ring_rows * kv_row_size) : nullptr, ring_rows, kv_row_size};
+  Ring<T> values{scratch.allocate(ring_rows * kv_row_size), ring_rows, kv_row_size};
   const Ring<T> queries{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
   const Ring<T> outputs{scratch.allocate(QUERY_ROWS * row_size), QUERY_ROWS, row_size};
   const TileLogits<T> logits(scratch, k);
   // Margins stay zero from band to band, unless the next phase has another width.
   if (p.dilation > 1) clear(static_cast<T*>(memory), scratch.next - static_cast<T*>(memory));
-  const Tables<T> tables = tables_of<T>(p, band.head);
+  const Tables<T> tables = tables_of<T>(p, band.head, neighbours, scratch);
   const T* key_rows[MAX_KV_ROWS];
   const T* value_rows[MAX_KV_ROWS];
 
-  int64_t next = band.first > radius ? band.first - radius : 0;  // row of K and V to pack
+  const int64_t top = layout.window_top(band.first);
+  int64_t next = top > 0 ? top : 0;  // row of K and V to pack
   for (int64_t y = band.first; y < band.last; y += QUERY_ROWS) {
     const int64_t rows = band.last - y < QUERY_ROWS ? band.last - y : QUERY_ROWS;
-    const int64_t end = y + rows + radius < layout.height ? y + rows + radius : layout.height;
-    if (has_key) pack(p.key, p, layout, band, next, end - next, T(1), keys);
-    pack(p.value, p, layout, band, next, end - next, T(1), values);
-    pack(p.query, p, layout, band, y, rows, T(p.scale * LOG2_E), queries);
-    next = end;
     const RowRange range(layout, y, rows);
+    const int64_t end = range.top + range.end;
+    if (has_key) pack(p.key, layout.keys, p, layout, band, next, end - next, T(1), keys);
+    pack(p.value, layout.keys, p, layout, band, next, end - next, T(1), values);
+    pack(p.query, layout.queries, p, layout, band, y, rows, T(p.scale * LOG2_E), queries);
+    next = end;
     if (has_key) range.row_pointers(keys, key_rows);
     range.row_pointers(values, value_rows);
     // Prefetch what the next query rows will read, and where these will write.
     Prefetcher prefetcher(p, band);
     const int64_t next_rows = band.last - y - rows < QUERY_ROWS ? band.last - y - rows : QUERY_ROWS;
-    const int64_t next_kv_rows = layout.height - next < next_rows ? layout.height - next : next_rows;
-    prefetcher.add(p.key, next, next_kv_rows);
-    prefetcher.add(p.value, next, next_kv_rows);
-    prefetcher.add(p.query, y + rows, next_rows);
-    prefetcher.add(p.output, y, rows);
-    prefetcher.schedule(window_sums_per_row(layout), range.end - range.begin);
-    const WeightedRows<T> weighted_values = weighted_rows(layout, logits, value_rows);
+    const int64_t kv_rows = next_rows * layout.kv_stride;
+    const int64_t next_kv_rows = kv_height - next < kv_rows ? kv_height - next : kv_rows;
+    prefetcher.add(p.key, layout.keys, next, next_kv_rows);
+    prefetcher.add(p.value, layout.keys, next, next_kv_rows);
+    prefetcher.add(p.query, layout.queries, y + rows, next_rows);
+    prefetcher.add(p.output, layout.queries, y, rows);
+    prefetcher.schedule(window_sums_per_row(layout), neighbours.runs * (range.end - range.begin));
+    const KvRows<T> weighted_values = weighted_rows(layout, neighbours, logits, value_rows);
     T* output_rows[QUERY_ROWS];
     outputs.row_pointers(y, rows, layout.margin, output_rows);
 
@@ -79,7 +83,7 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
         const T* q[R];
         queries.row_pointers(y, R, layout.margin + x0, q);
         // S = Q K^T + bias.
-        compute_logits<R>(p, layout, tables, x0, vectors, q, key_rows, range, logits);
+        compute_logits<R>(p, layout, neighbours, tables, x0, vectors, q, key_rows, range, logits);
         // P, not yet divided by its sum, and lse if it is wanted.
         for (int64_t v = 0; v < vectors; ++v)
           for (int r = 0; r < R; ++r) {
@@ -90,10 +94,11 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
             const V lse = max + log_vec(sum) * T(LOG2_E);
             const int64_t x = x0 + v * L;
             T* to = lse_row<T>(p, band, y + r) + x * p.dilation;
-            if (p.dilation == 1 && x + L <= layout.width)
+            const int64_t width = layout.queries.width;
+            if (p.dilation == 1 && x + L <= width)
               store(to, lse);
             else
-              for (int n = 0; n < L && x + n < layout.width; ++n) to[n * p.dilation] = lse[n];
+              for (int n = 0; n < L && x + n < width; ++n) to[n * p.dilation] = lse[n];
           }
         // O = P V / sum.
         by_channels(layout.depth, [&](auto count, int64_t c) {
@@ -108,13 +113,13 @@ void forward_band(const Problem& p, const Band& band, void* memory) {
                 for (int n = 0; n < N; ++n) sum[r][n] *= inverse_sum[r];
               writer.write(sum);
             };
-            window_sums<R, N>(weighted_values, range, layout.margin + x0 + v * L - radius + c * layout.stride,
+            window_sums<R, N>(weighted_values, range, layout.margin + x0 + v * L + c * layout.stride,
                               v * QUERY_ROWS * area * L, finish, &prefetcher.next());
           }
         });
       });
     });
-    unpack(p.output, p, layout, band, y, rows, T(1), outputs);
+    unpack(p.output, layout.queries, p, layout, band, y, rows, T(1), outputs);
   }
 }
 

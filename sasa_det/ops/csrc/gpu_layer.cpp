@@ -331,11 +331,11 @@ struct LocalSelfAttentionBackward : torch::autograd::Node {
     if (in.rel_row) row = as(*in.rel_row), col = as(*in.rel_col);
     using Attend = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const Tensor&, const OptionalTensor&,
                                               const OptionalTensor&, int64_t, int64_t, int64_t, StringView, double,
-                                              StringView);
+                                              StringView, int64_t);
     static const auto op = find_op<Attend>("sasa_det::local_attention");
     const Tensor output = std::get<0>(op.call(maps.front(), key, maps.back(), row, col, options.kernel_size,
                                               options.num_heads, options.dilation, options.mask ? "mask" : "zeros",
-                                              options.scale, backend));
+                                              options.scale, backend, 1));
     variable_list all{in.x}, wanted;
     all.insert(all.end(), in.weights.begin(), in.weights.end());
     for (const auto& each : in.biases) all.push_back(or_undefined(each));

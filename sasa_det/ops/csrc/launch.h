@@ -31,6 +31,7 @@ struct Options {
   int64_t kernel_size, num_heads, dilation;
   bool mask;
   double scale;
+  int64_t stride = 1;
 };
 
 inline const Kernels& kernels() {
@@ -92,11 +93,8 @@ inline Problem describe(const Tensor& query, const OptionalTensor& key, const Te
   p.batch = query.size(0);
   p.heads = options.num_heads;
   p.depth = query.size(1) / options.num_heads;
-  p.height = query.size(2);
-  p.width = query.size(3);
+  set_sizes(p, value.size(2), value.size(3), options.stride, options.dilation);
   p.kernel_size = options.kernel_size;
-  // With any larger dilation a window has its centre alone in the map. An empty map has no edge to take.
-  p.dilation = std::max<int64_t>(1, std::min(options.dilation, std::max(p.height, p.width)));
   p.mask = options.mask;
   p.scale = options.scale;
   switch (query.scalar_type()) {
@@ -175,6 +173,10 @@ inline std::tuple<OptionalTensor, OptionalTensor> backward(
   p.dquery = as_map(grad_query);
   if (grad_key) p.dkey = as_map(*grad_key);
   p.dvalue = as_map(grad_value);
+  if (leaves_gaps(p)) {
+    if (grad_key) grad_key->zero_();
+    grad_value.zero_();
+  }
   Tensor dtables;
   if (row) {
     // No two tasks add to the same block of a partial, and the order of all sums is fixed.

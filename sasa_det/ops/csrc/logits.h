@@ -5,9 +5,6 @@
 namespace sasa {
 namespace {
 
-// Rows of K and V in the windows of QUERY_ROWS query rows.
-inline int64_t kv_rows(int64_t k) { return k + QUERY_ROWS - 1; }
-
 // The log-sum-exp of row y of a band's phase; its pixels are p.dilation apart.
 template <typename T>
 inline T* lse_row(const Problem& p, const Band& band, int64_t y) {
@@ -23,27 +20,33 @@ struct Tables {
   const T* col = nullptr;
 };
 
+// The columns' is copied into the order of the neighbours.
 template <typename T>
-inline Tables<T> tables_of(const Problem& p, int64_t head) {
+inline Tables<T> tables_of(const Problem& p, int64_t head, const Neighbours& neighbours, Scratch<T>& scratch) {
   Tables<T> tables;
   if (p.rel_row) {
     tables.row = static_cast<const T*>(p.rel_row) + head * p.rel_head;
-    tables.col = static_cast<const T*>(p.rel_col) + head * p.rel_head;
+    const int64_t half = p.depth / 2, k = p.kernel_size;
+    const T* from = static_cast<const T*>(p.rel_col) + head * p.rel_head;
+    T* to = scratch.allocate(half * k);
+    for (int64_t c = 0; c < half; ++c)
+      for (int64_t n = 0; n < k; ++n) to[c * k + n] = from[c * k + neighbours.order[n]];
+    tables.col = to;
   }
   return tables;
 }
 
 // Border 'mask': set to -infinity the logits of a row of the window that lie left or right of the map.
 template <typename T>
-inline void mask_sides(const Layout<T>& layout, int64_t x, Vec<T>* logits) {
+inline void mask_sides(const Layout<T>& layout, const Neighbours& neighbours, int64_t x, Vec<T>* logits) {
   typedef typename Vector<T>::type V;
-  if (x >= layout.radius && x + Vector<T>::lanes + layout.radius <= layout.width) return;
+  if (layout.are_inside(x, Vector<T>::lanes)) return;
   V leftmost;
-  for (int n = 0; n < Vector<T>::lanes; ++n) leftmost[n] = T(x + n - layout.radius);
-  for (int64_t j = 0; j < layout.k; ++j) {
-    const V col = leftmost + T(j);
-    const auto outside = (col < T(0)) | (col >= T(layout.width));
-    logits[j] = outside ? splat<T>(-__builtin_inf()) : logits[j];
+  for (int n = 0; n < Vector<T>::lanes; ++n) leftmost[n] = T(layout.window_left(x + n));
+  for (int64_t n = 0; n < layout.k; ++n) {
+    const V col = leftmost + T(neighbours.order[n]);
+    const auto outside = (col < T(0)) | (col >= T(layout.keys.width));
+    logits[n] = outside ? splat<T>(-__builtin_inf()) : logits[n];
   }
 }
 
@@ -68,36 +71,41 @@ struct TileLogits {
 
 // Rows of K or V as window_sums takes them, with what is in a tile's buffer as their weights.
 template <typename T>
-inline WeightedRows<T> weighted_rows(const Layout<T>& layout, const TileLogits<T>& tile, const T* const* rows) {
+inline KvRows<T> weighted_rows(const Layout<T>& layout, const Neighbours& neighbours, const TileLogits<T>& tile,
+                               const T* const* rows) {
   constexpr int64_t L = Vector<T>::lanes;
   const int64_t k = layout.k;
   const T* weights = reinterpret_cast<const T*>(tile.data);
-  return {rows, k, layout.stride, weights, (k * k - k) * L, k * L, L};
+  return {{rows, k, layout.stride, weights, (k * k - layout.kv_stride * k) * L, k * L, L},
+          layout.kv_stride,
+          neighbours};
 }
 
-// out[r][i][j] = bias[r][i][j] + a[r] . rows[i + r] shifted by j, for the windows of R query rows and a tile.
-// Where rows[i + r] is out of the map, out is left as it is.
+// out[r][i][n] = bias[r][i][n] + a[r] . rows[i + r * kv_stride] at neighbour n, for the windows of R query rows and a
+// tile. Where that row is out of the map, out is left as it is.
 template <int R, typename T>
-inline void window_dots(const Layout<T>& layout, const T* const* a, const T* const* rows,
+inline void window_dots(const Layout<T>& layout, const Neighbours& neighbours, const T* const* a, const T* const* rows,
                         const RowRange& range, int64_t offset, const Vec<T>* bias, Vec<T>* out, Vec<T>* max,
                         int64_t vectors) {
-  const int64_t k = layout.k;
+  const int64_t k = layout.k, stride = layout.kv_stride;
   for (int64_t u = range.begin; u < range.end; ++u) {
     // The query rows whose windows have row u.
-    const int64_t first = u < k ? 0 : u - k + 1, last = u < R ? u : R - 1;
+    const int64_t first = u < k ? 0 : (u - k) / stride + 1, last = u / stride < R ? u / stride : R - 1;
     const T* next = rows[u + 1 < range.end ? u + 1 : u];
     const Vec<T>* first_bias = bias + first * 2 * k;
+    const int64_t i = u - first * stride;
     dispatch_rows(last - first + 1, [&](auto count) {
       if constexpr (count.value > R) return;
       // A single query row has registers left. With more sums, fewer of the products wait for the one before.
       constexpr int most = count.value == 1 ? MAX_NEIGHBOURS_OF_ONE_ROW : MAX_NEIGHBOURS;
-      by_neighbours<most>(k, [&](auto neighbours, int64_t j) {
-        const Bias<T> start{first_bias + u - first, first_bias + k + j, 2 * k};
-        neighbour_dots<count.value, neighbours.value>(a + first, rows[u] + offset + j, next + offset,
-                                                      layout.depth, layout.stride, start,
-                                                      out + first * k * k + (u - first) * k + j, k,
-                                                      max ? max + first : nullptr, vectors);
-      });
+      for (int64_t run = 0; run < neighbours.runs; ++run)
+        by_neighbours<most>(neighbours.count(run), [&](auto some, int64_t n) {
+          const int64_t at = offset + neighbours.columns[run], j = neighbours.first[run] + n;
+          const Bias<T> start{first_bias + i, first_bias + k + j, 2 * k, stride};
+          neighbour_dots<count.value, some.value>(a + first, rows[u] + at + n, next + at, layout.depth, layout.stride,
+                                                  start, out + first * k * k + i * k + j, k,
+                                                  max ? max + first : nullptr, vectors);
+        });
     });
   }
 }
@@ -119,9 +127,9 @@ inline Vec<T> max_of(const Vec<T>* x, int64_t n) {
 
 // S of the windows of R query rows and a tile, and the largest of each window.
 template <int R, typename T>
-inline void compute_logits(const Problem& p, const Layout<T>& layout, const Tables<T>& tables, int64_t x0,
-                           int64_t vectors, const T* const* q, const T* const* key_rows, const RowRange& range,
-                           const TileLogits<T>& logits) {
+inline void compute_logits(const Problem& p, const Layout<T>& layout, const Neighbours& neighbours,
+                           const Tables<T>& tables, int64_t x0, int64_t vectors, const T* const* q,
+                           const T* const* key_rows, const RowRange& range, const TileLogits<T>& logits) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
   const int64_t k = layout.k, half = layout.depth / 2, area = k * k;
@@ -136,23 +144,23 @@ inline void compute_logits(const Problem& p, const Layout<T>& layout, const Tabl
     for (int r = 0; r < R; ++r) logits.max[v * QUERY_ROWS + r] = splat<T>(-__builtin_inf());
   }
   if (p.key.data)
-    window_dots<R>(layout, q, key_rows, range, layout.margin + x0 - layout.radius, logits.bias, logits.data,
-                   logits.max, vectors);
+    window_dots<R>(layout, neighbours, q, key_rows, range, layout.margin + x0, logits.bias, logits.data, logits.max,
+                   vectors);
 
   // Left are the logits out of the map, or all without K. They are the bias alone, or masked.
-  const bool at_sides = p.mask && (x0 < layout.radius || x0 + vectors * L + layout.radius > layout.width);
-  const bool inside = p.key.data && range.has(0) && range.has(k + R - 2);
+  const bool at_sides = p.mask && !layout.are_inside(x0, vectors * L);
+  const bool inside = p.key.data && range.has(0) && range.has(layout.kv_rows(R) - 1);
   if (inside && !at_sides) return;
   for (int64_t v = 0; v < vectors; ++v)
     for (int64_t r = 0; r < R; ++r) {
       V* window = logits.data + (v * QUERY_ROWS + r) * area;
       const V* bias = logits.bias + (v * QUERY_ROWS + r) * 2 * k;
       for (int64_t i = 0; i < k; ++i) {
-        const bool outside = !range.has(r + i);
+        const bool outside = !range.has(r * layout.kv_stride + i);
         if (!p.key.data || outside)
           for (int64_t j = 0; j < k; ++j)
             window[i * k + j] = p.mask && outside ? splat<T>(-__builtin_inf()) : bias[i] + bias[k + j];
-        if (p.mask) mask_sides(layout, x0 + v * L, window + i * k);
+        if (p.mask) mask_sides(layout, neighbours, x0 + v * L, window + i * k);
       }
       logits.max[v * QUERY_ROWS + r] = max_of<T>(window, area);
     }

@@ -9,8 +9,9 @@ namespace sasa {
 
 enum class Type : int { Float, Double, BFloat16, Half };
 
-// Edge of the largest window: buffers on the stack are made for it.
+// Edge of the largest window, and the largest stride: buffers on the stack are made for them.
 constexpr int64_t LARGEST_KERNEL = 127;
+constexpr int64_t LARGEST_STRIDE = 8;
 
 // Rows of a block: the gradients of the relative tables are summed over one block at a time. Bands begin at
 // blocks, so that these sums do not depend on how a map is cut into bands.
@@ -23,8 +24,14 @@ struct Map {
 };
 
 struct Problem {
-  int64_t batch, heads, depth, height, width;
-  int64_t kernel_size, dilation;
+  int64_t batch, heads, depth;
+  int64_t height, width;          // of the queries
+  int64_t kv_height, kv_width;    // of the keys and values, of which only every kv_step-th row and column counts
+  int64_t kv_step;
+  // Of those that count, pixels from one query to the next, and from one neighbour to the next. They have no common
+  // divisor.
+  int64_t stride, dilation;
+  int64_t kernel_size;
   bool mask;  // border 'mask', else 'zeros'
   double scale;
   Type type;
@@ -44,7 +51,7 @@ struct Problem {
   void* dtables = nullptr;
 };
 
-// Rows [first, last) of one head of one image, at one phase of the dilation.
+// Rows [first, last) of the queries of one head of one image, at one phase of the dilation.
 struct Band {
   int64_t image, head, phase_row, phase_col;
   int64_t first, last;
@@ -52,6 +59,32 @@ struct Band {
 };
 
 // Static, so that each file has its own copy, compiled for its own CPU capability.
+
+// Say of what size the keys' map is, how far apart queries are, and how far apart neighbours are.
+static inline void set_sizes(Problem& p, int64_t height, int64_t width, int64_t stride, int64_t dilation) {
+  // With any larger distance there is one query, or a window has its centre alone in the map. An empty map has no
+  // edge to take.
+  const int64_t edge = height > width ? height : width, most = edge > 1 ? edge : 1;
+  p.stride = stride < most ? stride : most;
+  p.dilation = dilation < most ? dilation : most;
+  p.height = (height + p.stride - 1) / p.stride;
+  p.width = (width + p.stride - 1) / p.stride;
+  // No window has a pixel between those that are a common divisor apart.
+  p.kv_step = p.stride;
+  for (int64_t rest = p.dilation; rest > 0;) {
+    const int64_t next = p.kv_step % rest;
+    p.kv_step = rest, rest = next;
+  }
+  p.stride /= p.kv_step;
+  p.dilation /= p.kv_step;
+  p.kv_height = (height + p.kv_step - 1) / p.kv_step;
+  p.kv_width = (width + p.kv_step - 1) / p.kv_step;
+}
+
+// Whether any row or column of the keys may be in no window. The backward then leaves dK and dV there as they are.
+static inline bool leaves_gaps(const Problem& p) {
+  return p.kv_step > 1 || (p.stride > 1 && (p.dilation > 1 || p.kernel_size / 2 + 1 < p.stride));
+}
 
 // How many of n rows or columns are at a phase.
 static inline int64_t size_at_phase(const Problem& p, int64_t n, int64_t phase) {

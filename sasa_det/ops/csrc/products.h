@@ -79,14 +79,15 @@ inline void dispatch_rows(int64_t rows, const F& fn) {
 
 // The relative bias of a row of K's: one term for that row of the window, and one for each neighbour's column.
 // The pointers are of query row 0, and `step` is the distance to the next query row's terms. The same row of K
-// is one row further up in the next query row's window.
+// is `kv_stride` rows further up in the next query row's window.
 template <typename T>
 struct Bias {
   const Vec<T>* row;
   const Vec<T>* col;
   int64_t step;
+  int64_t kv_stride;
 
-  Vec<T> value(int r, int n) const { return row[r * (step - 1)] + col[r * step + n]; }
+  Vec<T> value(int r, int n) const { return row[r * (step - kv_stride)] + col[r * step + n]; }
 };
 
 // out[r][n] = bias + sum over c of a[r][c] * b[c] shifted by n pixels, for R query rows, N neighbours and the
@@ -100,7 +101,7 @@ __attribute__((noinline)) void neighbour_dots(const T* const* a, const T* b, con
                                               int64_t vectors) {
   typedef Vec<T> V;
   constexpr int L = Vector<T>::lanes;
-  const int64_t step = k * k - k;  // from the row of one query row's window to that of the next's
+  const int64_t step = k * k - bias.kv_stride * k;  // from the row of one query row's window to that of the next's
   for (int64_t x = 0; x < vectors; ++x) {
     V sum[R][N];
 #pragma GCC unroll 4
@@ -204,16 +205,23 @@ struct WeightedRows {
   int64_t target_stride, source_stride, neighbour_stride;
 };
 
-// Add source row s to sum[t][n], for the target rows t from FIRST to LAST.
+// The same for rows of K or V, and where a vector of queries finds its neighbours in each.
+template <typename T>
+struct KvRows : WeightedRows<T> {
+  int64_t kv_stride;
+  const Neighbours& neighbours;
+};
+
+// Add source row s to sum[t][n], by so many neighbours side by side, for the target rows t from FIRST to LAST.
 template <int FIRST, int LAST, int R, int N, typename T>
-inline __attribute__((always_inline)) void add_source_row(const WeightedRows<T>& weighted, int64_t s,
-                                                          int64_t offset, const T* weights,
+inline __attribute__((always_inline)) void add_source_row(const KvRows<T>& weighted, int64_t s,
+                                                          int64_t offset, int64_t neighbours, const T* weights,
                                                           Vec<T> (&sum)[R][N]) {
   const T* row = weighted.rows[s] + offset;
   // The next call for this row will read the channels after these.
 #pragma GCC unroll 16
   for (int n = 0; n < N; ++n) __builtin_prefetch(row + (N + n) * weighted.stride);
-  for (int64_t j = 0; j < weighted.k; ++j, weights += weighted.neighbour_stride) {
+  for (int64_t j = 0; j < neighbours; ++j, weights += weighted.neighbour_stride) {
     Vec<T> weight[R];
 #pragma GCC unroll 4
     for (int t = FIRST; t <= LAST; ++t) weight[t] = load(weights + t * weighted.target_stride);
@@ -226,42 +234,59 @@ inline __attribute__((always_inline)) void add_source_row(const WeightedRows<T>&
   }
 }
 
-// sum[t][n] = sum over s, j of weights[s][t][j] * rows[s][n] shifted by j pixels, for R query rows t,
+// sum[t][n] = sum over s, j of weights[s][t][j] * rows[s][n] at neighbour j, for R query rows t,
 // N channels n and one vector of pixels. s runs over the rows of K or V that are in the window of query row t
 // and in the map.
 // finish(sum) takes the sums. It is a copy: stores may alias what is behind a reference.
 // Rows are added one by one, so that the bits do not depend on which query rows are computed together.
 template <int R, int N, typename T, typename Finish>
-__attribute__((noinline)) void window_sums(const WeightedRows<T>& weighted, const RowRange& range,
+__attribute__((noinline)) void window_sums(const KvRows<T>& weighted, const RowRange& range,
                                            int64_t offset, int64_t weight_offset, Finish finish,
                                            Prefetcher::Cursor* prefetch = nullptr) {
   Vec<T> sum[R][N]{};
-  const int64_t k = weighted.k;
-  int64_t s = range.begin;
-  const T* weights = weighted.weights + weight_offset + s * weighted.source_stride;
+  const Neighbours& neighbours = weighted.neighbours;
+  const int64_t k = weighted.k, kv_stride = weighted.kv_stride;
   Prefetcher::Cursor cursor;
   if (prefetch) cursor = *prefetch;
-  // Add the source rows before `bound`, which are in the windows of the query rows `first` to `last`.
-  const auto add_until = [&](int64_t bound, auto first, auto last) __attribute__((always_inline)) {
-    if (bound > range.end) bound = range.end;
-    for (; s < bound; ++s, weights += weighted.source_stride) {
-      cursor.step();
-      add_source_row<first.value, last.value>(weighted, s, offset, weights, sum);
+  for (int64_t run = 0; run < neighbours.runs; ++run) {
+    int64_t s = range.begin;
+    const T* weights = weighted.weights + weight_offset + s * weighted.source_stride +
+                       neighbours.first[run] * weighted.neighbour_stride;
+    const int64_t first = offset + neighbours.columns[run], count = neighbours.count(run);
+    // Add the source rows before `bound`, which are in the windows of the query rows `from` to `to`.
+    const auto add_until = [&](int64_t bound, auto from, auto to) __attribute__((always_inline)) {
+      if (bound > range.end) bound = range.end;
+      for (; s < bound; ++s, weights += weighted.source_stride) {
+        cursor.step();
+        add_source_row<from.value, to.value>(weighted, s, first, count, weights, sum);
+      }
+    };
+    // Leave out the source rows before `bound`, which are in no window.
+    const auto skip_until = [&](int64_t bound) {
+      if (bound > range.end) bound = range.end;
+      if (bound > s) weights += (bound - s) * weighted.source_stride, s = bound;
+    };
+    const Constant<0> top;
+    const Constant<1> middle;
+    const Constant<R - 1> bottom;
+    if (k >= (R - 1) * kv_stride) {
+      if constexpr (R > 1) add_until(kv_stride, top, top);
+      if constexpr (R > 2) add_until(2 * kv_stride, top, middle);
+      add_until(k, top, bottom);
+      if constexpr (R > 2) add_until(k + kv_stride, middle, bottom);
+      if constexpr (R > 1) add_until(k + (R - 1) * kv_stride, bottom, bottom);
+    } else if constexpr (R > 1) {  // the last window begins after the first ends
+      const int64_t alone = k < kv_stride ? k : kv_stride;
+      add_until(alone, top, top);
+      skip_until(kv_stride);
+      if constexpr (R > 2) {
+        add_until(k, top, middle);
+        add_until(kv_stride + alone, middle, middle);
+        skip_until(2 * kv_stride);
+        add_until(k + kv_stride, middle, bottom);
+      }
+      add_until(k + (R - 1) * kv_stride, bottom, bottom);
     }
-  };
-  const Constant<0> top;
-  const Constant<1> middle;
-  const Constant<R - 1> bottom;
-  if (k >= R) {
-    if constexpr (R > 1) add_until(1, top, top);
-    if constexpr (R > 2) add_until(2, top, middle);
-    add_until(k, top, bottom);
-    if constexpr (R > 2) add_until(k + 1, middle, bottom);
-    if constexpr (R > 1) add_until(k + R - 1, bottom, bottom);
-  } else if constexpr (R > 1) {  // k is odd, and so 1: each query row sees one source row
-    add_until(1, top, top);
-    if constexpr (R > 2) add_until(2, middle, middle);
-    add_until(R, bottom, bottom);
   }
   if (prefetch) *prefetch = cursor;
   finish(sum);
@@ -288,11 +313,13 @@ struct RowWriter {
 
 // to[t][n] += sum over j, s of weights[s][t][j] * rows[s][n] shifted by j pixels to the left, for N channels n
 // and the vectors of a tile. Source rows s are three query rows, and target rows t three rows of dK or dV.
-// Target row t is in the window of query row s where t - s is LOW to HIGH.
+// Target row t is in the window of query row s where t - s is LOW to HIGH. Targets are `column` elements
+// further into their rows than sources.
+// With a stride, rows and neighbours are those of one remainder: they lie to each other as those of ordinary windows.
 // All is one loop. With a loop for each source row, half of the time went by between the loops.
 template <int LOW, int HIGH, int N, typename T>
 __attribute__((noinline)) void scatter_add(const WeightedRows<T>& weighted, int64_t x, int64_t channel,
-                                           T* const* to, int64_t vectors) {
+                                           T* const* to, int64_t column, int64_t vectors) {
   const int64_t k = weighted.k, stride = weighted.stride;
   const int64_t target_stride = weighted.target_stride, neighbour_stride = weighted.neighbour_stride;
   for (int64_t v = 0; v < vectors; ++v, x += Vector<T>::lanes) {
@@ -325,18 +352,19 @@ __attribute__((noinline)) void scatter_add(const WeightedRows<T>& weighted, int6
     for (int t = 0; t < QUERY_ROWS; ++t)
 #pragma GCC unroll 16
       for (int n = 0; n < N; ++n) {
-        T* target = to[t] + x + channel + n * stride;
+        T* target = to[t] + x + channel + column + n * stride;
         store(target, load(target) + sum[t][n]);
       }
   }
 }
 
-// Call fn with scatter_add's LOW and HIGH as constants, where the window of query row 0 begins `above` rows
-// above target row 0.
+// Call fn with scatter_add's LOW and HIGH as constants, where windows have k rows, and that of query row 0 begins `above`
+// rows above target row 0.
 template <typename F>
 inline void dispatch_row_offsets(int64_t above, int64_t k, const F& fn) {
-  static_assert(QUERY_ROWS == 3, "all cases that there are, for odd windows");
-  if (above == 0) return k == 1 ? fn(Constant<0>(), Constant<0>()) : fn(Constant<0>(), Constant<2>());
+  static_assert(QUERY_ROWS == 3, "all cases that there are");
+  if (above == 0 && k <= 2) return k == 1 ? fn(Constant<0>(), Constant<0>()) : fn(Constant<0>(), Constant<1>());
+  if (above == 0) return fn(Constant<0>(), Constant<2>());
   switch (k - 1 - above) {
     case -2: return fn(Constant<-2>(), Constant<-2>());
     case -1: return fn(Constant<-2>(), Constant<-1>());

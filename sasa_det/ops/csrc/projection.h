@@ -185,6 +185,12 @@ inline Matrix as_matrix(const Tensor& weight) {
   return {weight.const_data_ptr<float>(), weight.stride(0), weight.stride(1)};
 }
 
+// The pixels of every stride-th row and column of a map, in its layout.
+inline Tensor strided(const Tensor& x, int64_t stride) {
+  if (stride == 1) return x;
+  return x.slice(2, 0, x.size(2), stride).slice(3, 0, x.size(3), stride).contiguous(layout(x));
+}
+
 // A map of so many channels, of the size and layout of x.
 inline Tensor empty_map(const Tensor& x, int64_t channels) {
   const Tensor y = at::empty({x.size(0), channels, x.size(2), x.size(3)}, x.options().memory_format(layout(x)));

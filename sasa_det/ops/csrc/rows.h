@@ -9,16 +9,41 @@ namespace {
 // Query rows that are computed together. In the backward they begin at multiples of it: what three rows add to
 // dK and dV is summed first, and no sum may depend on where a band begins.
 constexpr int QUERY_ROWS = 3;
-// Rows of K and V for which buffers on the stack are made: those of the largest window, up to whole threes.
-constexpr int64_t MAX_KV_ROWS = LARGEST_KERNEL + 2 * QUERY_ROWS;
+// Rows of K and V for which buffers on the stack are made: those of the largest windows, up to whole threes of each
+// remainder of the stride.
+constexpr int64_t MAX_KV_ROWS = LARGEST_KERNEL + 5 * LARGEST_STRIDE;
 
 inline int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-// A packed row: depth channels, each `margin` zeros, `padded_width` pixels, and again `margin` zeros.
+// The rows and columns of a map that a band computes with, or its phase.
+struct Phase {
+  int64_t step;                  // from one of them to the next in the map
+  int64_t first_row, first_col;  // in the map
+  int64_t height, width;
+  int64_t runs;                  // of which a packed row consists
+
+  int64_t run_width(int64_t run) const { return (width - run + runs - 1) / runs; }
+};
+
+inline Phase query_phase(const Problem& p, int64_t row, int64_t col) {
+  return {p.dilation, row, col, size_at_phase(p, p.height, row), size_at_phase(p, p.width, col), 1};
+}
+// Of the keys that the queries of a phase see.
+inline Phase kv_phase(const Problem& p, int64_t row, int64_t col) {
+  const int64_t first_row = row * p.stride % p.dilation, first_col = col * p.stride % p.dilation;
+  return {p.dilation * p.kv_step, first_row * p.kv_step, first_col * p.kv_step,
+          size_at_phase(p, p.kv_height, first_row), size_at_phase(p, p.kv_width, first_col), p.stride};
+}
+
+// A packed row of queries: depth channels, each `margin` zeros, `padded_width` pixels, and again `margin` zeros. One of
+// keys or values consists of `kv_stride` such rows, its runs: the columns 0, kv_stride, 2 * kv_stride and so on, then
+// those from column 1 on. So what a vector of queries sees at one place of their windows is a vector, too.
 template <typename T>
 struct Layout {
   int64_t k, radius, depth;  // edge of the window, k / 2, channels of a head
-  int64_t height, width;   // of the phase
+  Phase queries, keys;
+  int64_t kv_stride;         // keys from one query to the next
+  int64_t kv_row, kv_col;    // of the first query, among the keys
   int64_t margin, padded_width;
   int64_t stride;  // from one channel to the next, in elements
 
@@ -26,15 +51,67 @@ struct Layout {
       : k(p.kernel_size),
         radius(p.kernel_size / 2),
         depth(p.depth),
-        height(size_at_phase(p, p.height, phase_row)),
-        width(size_at_phase(p, p.width, phase_col)),
+        queries(query_phase(p, phase_row, phase_col)),
+        keys(kv_phase(p, phase_row, phase_col)),
+        kv_stride(p.stride),
+        kv_row(phase_row * p.stride / p.dilation),
+        kv_col(phase_col * p.stride / p.dilation),
         margin(round_up(radius, Vector<T>::lanes)),
-        padded_width(round_up(width, Vector<T>::lanes)),
+        padded_width(round_up(longest_run(queries, keys), Vector<T>::lanes)),
         // An odd number of vectors, so that one pixel's channels fall into different sets of the cache.
         stride(margin + padded_width + margin + (padded_width / Vector<T>::lanes % 2 ? 0 : Vector<T>::lanes)) {}
 
-  int64_t row_size() const { return depth * stride; }         // elements of a packed row
-  int64_t window_row_size() const { return k * k * stride; }  // elements of a row of P or dS: k * k for a query
+  int64_t row_size() const { return depth * stride; }           // elements of a packed row of queries
+  int64_t kv_row_size() const { return kv_stride * row_size(); }  // of keys
+  int64_t window_row_size() const { return k * k * stride; }    // elements of a row of P or dS: k * k for a query
+
+  // Rows of keys from the first to the last in the windows of so many query rows.
+  int64_t kv_rows(int64_t rows) const { return k + (rows - 1) * kv_stride; }
+  // What a ring holds of them: those of three query rows, and those above that are in no window.
+  int64_t ring_rows() const { return kv_rows(QUERY_ROWS) + (kv_stride > k ? kv_stride - k : 0); }
+  // The first row of keys in the window of query row y, in the map or above it; and the first column, of query column x.
+  int64_t window_top(int64_t y) const { return kv_row + y * kv_stride - radius; }
+  int64_t window_left(int64_t x) const { return kv_col + x * kv_stride - radius; }
+  // The first query row whose window ends below row v of the keys, and the first whose window begins there or below.
+  int64_t first_to_see(int64_t v) const {
+    const int64_t below = v - kv_row - radius;
+    return below > 0 ? (below + kv_stride - 1) / kv_stride : 0;
+  }
+  int64_t first_below(int64_t v) const { return (v - kv_row + radius + kv_stride - 1) / kv_stride; }
+  // Whether the windows of `count` query columns from x on are in the map, as far as columns go.
+  bool are_inside(int64_t x, int64_t count) const {
+    return window_left(x) >= 0 && window_left(x + count - 1) + k <= keys.width;
+  }
+  // Which run of the keys neighbour j is in, and how far it is to the right of its query there.
+  int64_t run(int64_t j) const { return (kv_col + j + radius * (kv_stride - 1)) % kv_stride; }
+  int64_t shift(int64_t j) const { return (kv_col + j + radius * (kv_stride - 1)) / kv_stride - radius; }
+
+ private:
+  static int64_t longest_run(const Phase& queries, const Phase& keys) {
+    return keys.run_width(0) > queries.width ? keys.run_width(0) : queries.width;
+  }
+};
+
+// The neighbours of a row of the window, in the order in which P, S and all that is like them hold them: those in one run
+// of the keys, a pixel apart, then those in the next.
+struct Neighbours {
+  int64_t runs;                          // in which there are neighbours
+  int64_t first[LARGEST_STRIDE + 1];     // neighbour of each, and at the end their number
+  int64_t columns[LARGEST_STRIDE];       // of the first neighbour, in elements of a packed row from the query's pixel
+  int64_t order[LARGEST_KERNEL];         // the neighbour's column in the window
+  int64_t shifts[LARGEST_KERNEL];        // pixels from the query to the right, in the run
+
+  template <typename T>
+  explicit Neighbours(const Layout<T>& layout) : runs(layout.kv_stride < layout.k ? layout.kv_stride : layout.k) {
+    int64_t n = 0;
+    for (int64_t run = 0; run < runs; ++run) {
+      first[run] = n;
+      columns[run] = layout.run(run) * layout.row_size() + layout.shift(run);
+      for (int64_t j = run; j < layout.k; j += layout.kv_stride, ++n) order[n] = j, shifts[n] = layout.shift(j);
+    }
+    first[runs] = n;
+  }
+  int64_t count(int64_t run) const { return first[run + 1] - first[run]; }
 };
 
 // Hands out the scratch memory of a thread, a buffer after the other.
@@ -72,6 +149,30 @@ inline void copy_row(const T* from, int64_t n, T factor, T* to) {
   }
   for (int64_t x = 0; x + L <= n; x += L) store(to + x, load(from + x) * factor);
   store(to + n - L, load(from + n - L) * factor);  // the rest; some elements are stored twice
+}
+
+// Copy the pixels of a row to two runs in turn, and back. Compilers make vectors of this, not of any number of runs.
+template <typename S, typename T>
+inline void split_row(const S* __restrict from, int64_t width, T factor, T* __restrict to, int64_t run_size) {
+  T* __restrict other = to + run_size;
+  for (int64_t x = 0; x < width / 2; ++x) {
+    T even, odd;
+    widen(even, from[2 * x]), widen(odd, from[2 * x + 1]);
+    to[x] = even * factor, other[x] = odd * factor;
+  }
+  if (width % 2 == 0) return;
+  T last;
+  widen(last, from[width - 1]);
+  to[width / 2] = last * factor;
+}
+template <typename S, typename T>
+inline void join_row(const T* __restrict from, int64_t run_size, int64_t width, T factor, S* __restrict to) {
+  const T* __restrict other = from + run_size;
+  for (int64_t x = 0; x < width / 2; ++x) {
+    narrow(to[2 * x], from[x] * factor);
+    narrow(to[2 * x + 1], other[x] * factor);
+  }
+  if (width % 2) narrow(to[width - 1], from[width / 2] * factor);
 }
 
 typedef float Quad __attribute__((vector_size(16)));
@@ -153,8 +254,8 @@ struct RowRange {
   int64_t top, begin, end;
 
   template <typename T>
-  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(y - layout.radius) {
-    const int64_t below = layout.height - top, all = layout.k + rows - 1;
+  RowRange(const Layout<T>& layout, int64_t y, int64_t rows) : top(layout.window_top(y)) {
+    const int64_t below = layout.keys.height - top, all = layout.kv_rows(rows);
     begin = top < 0 ? -top : 0;
     end = below < all ? below : all;
   }
@@ -168,84 +269,92 @@ struct RowRange {
 };
 
 // Offset in a map of the first channel and pixel of row y of a band's phase, in elements.
-inline int64_t map_offset(const Map& map, const Problem& p, const Band& band, int64_t y) {
+inline int64_t map_offset(const Map& map, const Phase& phase, const Problem& p, const Band& band, int64_t y) {
   return band.image * map.batch + band.head * p.depth * map.channel +
-         (band.phase_row + y * p.dilation) * map.row + band.phase_col * map.col;
+         (phase.first_row + y * phase.step) * map.row + phase.first_col * map.col;
 }
 
-// Call a function with some rows of a map and the same rows of a ring. In channels_last it is `whole_row`, with
-// all channels of a row, else `channel_row`, with one channel of a row. Channels are the outer loop then, as a
-// map's rows of one channel are adjacent.
+// Call a function with some rows of a map and the same rows of a ring. In channels_last it is `whole_row`, with all
+// channels of a run and how many pixels it has, else `channel_row`, with all runs of one channel. Channels are the outer
+// loop then, as a map's rows of one channel are adjacent.
 template <typename S, typename T, typename WholeRow, typename ChannelRow>
-inline void for_each_row(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band,
-                         int64_t y, int64_t rows, const Ring<T>& ring, const WholeRow& whole_row,
+inline void for_each_row(const Map& map, const Phase& phase, const Problem& p, const Layout<T>& layout,
+                         const Band& band, int64_t y, int64_t rows, const Ring<T>& ring, const WholeRow& whole_row,
                          const ChannelRow& channel_row) {
-  S* first = static_cast<S*>(map.data) + map_offset(map, p, band, y);
-  const int64_t pixel_step = map.col * p.dilation, row_step = map.row * p.dilation;
+  S* first = static_cast<S*>(map.data) + map_offset(map, phase, p, band, y);
+  const int64_t col_step = map.col * phase.step, row_step = map.row * phase.step;
   T* packed[MAX_KV_ROWS];
   ring.row_pointers(y, rows, layout.margin, packed);
-  if (map.channel == 1 && pixel_step != 1) {
-    for (int64_t r = 0; r < rows; ++r) whole_row(first + r * row_step, packed[r], pixel_step);
+  if (map.channel == 1 && col_step != 1) {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t run = 0; run < phase.runs; ++run)
+        whole_row(first + r * row_step + run * col_step, packed[r] + run * layout.row_size(), col_step * phase.runs,
+                  phase.run_width(run));
     return;
   }
   for (int64_t c = 0; c < p.depth; ++c)
     for (int64_t r = 0; r < rows; ++r)
-      channel_row(first + c * map.channel + r * row_step, packed[r] + c * layout.stride, pixel_step);
+      channel_row(first + c * map.channel + r * row_step, packed[r] + c * layout.stride, col_step);
 }
 
 template <typename S, typename T>
-void pack_as(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band, int64_t y,
-             int64_t rows, T factor, const Ring<T>& to) {
+void pack_as(const Map& map, const Phase& phase, const Problem& p, const Layout<T>& layout, const Band& band,
+             int64_t y, int64_t rows, T factor, const Ring<T>& to) {
   for_each_row<S>(
-      map, p, layout, band, y, rows, to,
-      [&](const S* row, T* packed, int64_t pixel_step) {
-        transpose_in(row, pixel_step, layout.width, p.depth, factor, packed, layout.stride);
+      map, phase, p, layout, band, y, rows, to,
+      [&](const S* row, T* packed, int64_t pixel_step, int64_t width) {
+        transpose_in(row, pixel_step, width, p.depth, factor, packed, layout.stride);
       },
-      [&](const S* row, T* packed, int64_t pixel_step) {
-        if (pixel_step == 1) return copy_row(row, layout.width, factor, packed);
-        for (int64_t x = 0; x < layout.width; ++x) {
-          T value;
-          widen(value, row[x * pixel_step]);
-          packed[x] = value * factor;
-        }
+      [&](const S* row, T* packed, int64_t col_step) {
+        if (col_step == 1 && phase.runs == 1) return copy_row(row, phase.width, factor, packed);
+        if (col_step == 1 && phase.runs == 2) return split_row(row, phase.width, factor, packed, layout.row_size());
+        for (int64_t run = 0; run < phase.runs; ++run)
+          for (int64_t x = 0; x < phase.run_width(run); ++x) {
+            T value;
+            widen(value, row[(x * phase.runs + run) * col_step]);
+            packed[run * layout.row_size() + x] = value * factor;
+          }
       });
 }
 
 template <typename S, typename T>
-void unpack_as(const Map& map, const Problem& p, const Layout<T>& layout, const Band& band, int64_t y,
-               int64_t rows, T factor, const Ring<T>& from) {
+void unpack_as(const Map& map, const Phase& phase, const Problem& p, const Layout<T>& layout, const Band& band,
+               int64_t y, int64_t rows, T factor, const Ring<T>& from) {
   for_each_row<S>(
-      map, p, layout, band, y, rows, from,
-      [&](S* row, const T* packed, int64_t pixel_step) {
-        transpose_out(packed, layout.stride, layout.width, p.depth, factor, row, pixel_step);
+      map, phase, p, layout, band, y, rows, from,
+      [&](S* row, const T* packed, int64_t pixel_step, int64_t width) {
+        transpose_out(packed, layout.stride, width, p.depth, factor, row, pixel_step);
       },
-      [&](S* row, const T* packed, int64_t pixel_step) {
-        if (sizeof(S) == sizeof(T) && pixel_step == 1)
-          return copy_row(packed, layout.width, factor, reinterpret_cast<T*>(row));
-        for (int64_t x = 0; x < layout.width; ++x) narrow(row[x * pixel_step], packed[x] * factor);
+      [&](S* row, const T* packed, int64_t col_step) {
+        if (sizeof(S) == sizeof(T) && col_step == 1 && phase.runs == 1)
+          return copy_row(packed, phase.width, factor, reinterpret_cast<T*>(row));
+        if (col_step == 1 && phase.runs == 2) return join_row(packed, layout.row_size(), phase.width, factor, row);
+        for (int64_t run = 0; run < phase.runs; ++run)
+          for (int64_t x = 0; x < phase.run_width(run); ++x)
+            narrow(row[(x * phase.runs + run) * col_step], packed[run * layout.row_size() + x] * factor);
       });
 }
 
-// Copy rows y to y + rows of a map into a ring, times a factor, or back.
-inline void pack(const Map& map, const Problem& p, const Layout<double>& layout, const Band& band, int64_t y,
-                 int64_t rows, double factor, const Ring<double>& to) {
-  pack_as<double>(map, p, layout, band, y, rows, factor, to);
+// Copy rows y to y + rows of a map's phase into a ring, times a factor, or back.
+inline void pack(const Map& map, const Phase& phase, const Problem& p, const Layout<double>& layout, const Band& band,
+                 int64_t y, int64_t rows, double factor, const Ring<double>& to) {
+  pack_as<double>(map, phase, p, layout, band, y, rows, factor, to);
 }
-inline void pack(const Map& map, const Problem& p, const Layout<float>& layout, const Band& band, int64_t y,
-                 int64_t rows, float factor, const Ring<float>& to) {
-  if (p.type == Type::Float) pack_as<float>(map, p, layout, band, y, rows, factor, to);
-  if (p.type == Type::BFloat16) pack_as<BFloat16>(map, p, layout, band, y, rows, factor, to);
-  if (p.type == Type::Half) pack_as<Half>(map, p, layout, band, y, rows, factor, to);
+inline void pack(const Map& map, const Phase& phase, const Problem& p, const Layout<float>& layout, const Band& band,
+                 int64_t y, int64_t rows, float factor, const Ring<float>& to) {
+  if (p.type == Type::Float) pack_as<float>(map, phase, p, layout, band, y, rows, factor, to);
+  if (p.type == Type::BFloat16) pack_as<BFloat16>(map, phase, p, layout, band, y, rows, factor, to);
+  if (p.type == Type::Half) pack_as<Half>(map, phase, p, layout, band, y, rows, factor, to);
 }
-inline void unpack(const Map& map, const Problem& p, const Layout<double>& layout, const Band& band, int64_t y,
-                   int64_t rows, double factor, const Ring<double>& from) {
-  unpack_as<double>(map, p, layout, band, y, rows, factor, from);
+inline void unpack(const Map& map, const Phase& phase, const Problem& p, const Layout<double>& layout,
+                   const Band& band, int64_t y, int64_t rows, double factor, const Ring<double>& from) {
+  unpack_as<double>(map, phase, p, layout, band, y, rows, factor, from);
 }
-inline void unpack(const Map& map, const Problem& p, const Layout<float>& layout, const Band& band, int64_t y,
-                   int64_t rows, float factor, const Ring<float>& from) {
-  if (p.type == Type::Float) unpack_as<float>(map, p, layout, band, y, rows, factor, from);
-  if (p.type == Type::BFloat16) unpack_as<BFloat16>(map, p, layout, band, y, rows, factor, from);
-  if (p.type == Type::Half) unpack_as<Half>(map, p, layout, band, y, rows, factor, from);
+inline void unpack(const Map& map, const Phase& phase, const Problem& p, const Layout<float>& layout,
+                   const Band& band, int64_t y, int64_t rows, float factor, const Ring<float>& from) {
+  if (p.type == Type::Float) unpack_as<float>(map, phase, p, layout, band, y, rows, factor, from);
+  if (p.type == Type::BFloat16) unpack_as<BFloat16>(map, phase, p, layout, band, y, rows, factor, from);
+  if (p.type == Type::Half) unpack_as<Half>(map, phase, p, layout, band, y, rows, factor, from);
 }
 
 // Prefetches rows of maps a few cache lines at a time, while something else is computed. It takes only maps in
@@ -274,11 +383,11 @@ class Prefetcher {
 
   Prefetcher(const Problem& p, const Band& band) : p(p), band(band) {}
 
-  void add(const Map& map, int64_t y, int64_t rows) {
+  void add(const Map& map, const Phase& phase, int64_t y, int64_t rows) {
     const int64_t size = p.type == Type::Double ? 8 : p.type == Type::Float ? 4 : 2;
-    if (!map.data || rows <= 0 || map.col != 1 || map.row != p.width || p.dilation != 1) return;
-    const int64_t lines = (rows * p.width * size + Cursor::LINE - 1) / Cursor::LINE;
-    const char* first = static_cast<const char*>(map.data) + map_offset(map, p, band, y) * size;
+    if (!map.data || rows <= 0 || map.col != 1 || map.row != phase.width || phase.step != 1) return;
+    const int64_t lines = (rows * phase.width * size + Cursor::LINE - 1) / Cursor::LINE;
+    const char* first = static_cast<const char*>(map.data) + map_offset(map, phase, p, band, y) * size;
     maps[count++] = {first, lines, lines, map.channel * size - lines * Cursor::LINE};
     total += p.depth * lines;
   }
