@@ -1,8 +1,9 @@
 """How local attention is written as one ONNX node, ``sasa_det::LocalAttention``.
 
 ``csrc/local_attention.cpp`` is the node's implementation for onnxruntime. Its first input holds queries, keys
-and values as one projection gives them. So no node splits or copies maps. The projection becomes a 1x1
-convolution, which adds the bias in the same pass.
+and values as one projection gives them. So no node splits or copies maps. With a stride, queries are
+projections of fewer pixels, and are an input of their own. The projection becomes a 1x1 convolution, which adds
+the bias in the same pass.
 """
 
 import operator
@@ -20,13 +21,15 @@ aten = torch.ops.aten
 _LIB = torch.library.Library('sasa_det_onnx', 'DEF')
 _LIB.define(
     'local_attention(Tensor maps, Tensor? rel_row, Tensor? rel_col, bool has_key, int kernel_size, '
-    'int num_heads, int dilation, str border, float scale) -> Tensor'
+    'int num_heads, int dilation, str border, float scale, int stride=1, Tensor? query=None) -> Tensor'
 )
 PACKED_ATTENTION = torch.ops.sasa_det_onnx.local_attention.default
 
 
 @torch.library.register_fake('sasa_det_onnx::local_attention', lib=_LIB)
 def _fake(maps: Tensor, rel_row, rel_col, has_key: bool, *options) -> Tensor:
+    if len(options) > 6:
+        return torch.empty_like(options[-1])
     batch, channels, height, width = maps.shape
     return maps.new_empty(batch, channels // (3 if has_key else 2), height, width)
 
@@ -35,7 +38,7 @@ def _schema() -> OpSchema:
     optional = OpSchema.FormalParameterOption.Optional
     tables = [
         OpSchema.FormalParameter(name, 'T', param_option=optional)
-        for name in ('rel_row', 'rel_col')
+        for name in ('rel_row', 'rel_col', 'query')
     ]
     kinds = dict(
         has_key='INT',
@@ -55,7 +58,8 @@ def _schema() -> OpSchema:
         attributes=[
             OpSchema.Attribute(name, getattr(OpSchema.AttrType, kind))
             for name, kind in kinds.items()
-        ],
+        ]
+        + [OpSchema.Attribute('stride', OpSchema.AttrType.INT, required=False)],
     )
 
 
@@ -72,23 +76,32 @@ def packed_attention(
     dilation: int,
     border: str,
     scale: float,
+    stride: int = 1,
+    query: Optional[FLOAT] = None,
 ):
     """Write the operator that :func:`pack` has put into a program as its ONNX node.
 
     Args:
-        maps: A value in the graph, (B, 3 C, H, W): queries, keys and values; without keys (B, 2 C, H, W).
+        maps: A value in the graph, (B, 3 C, H, W): queries, keys and values; without keys (B, 2 C, H, W). With
+            a stride there are no queries in it.
         rel_row: (num_heads or 1, d/2, k), or None.
         rel_col: As rel_row.
         has_key: Whether maps has keys.
         kernel_size, num_heads, dilation, border, scale: See :func:`sasa_det.ops.local_attention`.
+        stride: Likewise, up to 8.
+        query: The queries, where there is a stride.
 
     Returns:
-        The output (B, C, H, W).
+        The output (B, C, H, W), of a stride's pixels.
     """
+    # Without a stride the node is as it was before there were any, and older libraries take it.
+    strided = () if query is None else (query,)
     return _NODE(
         maps,
         rel_row,
         rel_col,
+        *strided,
+        **({} if query is None else dict(stride=stride)),
         has_key=int(has_key),
         kernel_size=kernel_size,
         num_heads=num_heads,
@@ -117,7 +130,10 @@ def pack(program: torch.export.ExportedProgram) -> None:
 def _pack_attention(graph: fx.Graph, node: fx.Node) -> None:
     """Give the operator the map that queries, keys and values are chunks of; else concatenate them."""
     *maps, rel_row, rel_col = node.args[:5]
-    options = node.args[5:-1]  # without the backend
+    options = node.args[5:10]  # without the backend
+    stride = node.args[11:]  # where there is one
+    has_key = maps[1] is not None
+    strided = (*stride, maps.pop(0)) if stride else ()
     maps = [each for each in maps if each is not None]
     chunks = maps[0].args[0] if maps[0].target is operator.getitem else None
     whole = _is(chunks, aten.chunk.default) and chunks.args[1:] == (len(maps), 1)
@@ -129,7 +145,7 @@ def _pack_attention(graph: fx.Graph, node: fx.Node) -> None:
             packed = chunks.args[0]
         else:
             packed = graph.call_function(aten.cat.default, (maps, 1))
-        arguments = (packed, rel_row, rel_col, len(maps) == 3, *options)
+        arguments = (packed, rel_row, rel_col, has_key, *options, *strided)
         attention = graph.call_function(PACKED_ATTENTION, arguments)
     for result in list(node.users):
         if result.args[1] == 0:  # the other is for a backward

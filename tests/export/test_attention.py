@@ -13,13 +13,13 @@ onnxruntime = pytest.importorskip('onnxruntime', reason="the extra 'export' is n
 class Operator(torch.nn.Module):
     """The operator as a model of its own, of which the log-sum-exp is to be seen too."""
 
-    def __init__(self, options):
+    def __init__(self, stride, **options):
         super().__init__()
-        self.options = options
+        self.stride, self.options = stride, options.values()
 
     def forward(self, query, key, value, rel_row, rel_col):
         return torch.ops.sasa_det.local_attention(
-            query, key, value, rel_row, rel_col, *self.options.values(), 'auto'
+            query, key, value, rel_row, rel_col, *self.options, 'auto', self.stride
         )
 
 
@@ -30,12 +30,15 @@ def translated(inputs, case):
     inputs = dict(zip(('query', 'key', 'value', 'rel_row', 'rel_col'), inputs))
     there = {name: x for name, x in inputs.items() if x is not None}
     # Followed at another size than it is run at.
+    sizes = dict.fromkeys(there, (6, 8))
+    sizes['query'] = tuple(-(-n // case.stride) for n in (6, 8))
     example = {
-        name: torch.zeros(2, x.shape[1], 6, 8) if x.dim() == 4 else x for name, x in there.items()
+        name: torch.zeros(2, x.shape[1], *sizes[name]) if x.dim() == 4 else x
+        for name, x in there.items()
     }
     dims = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
     program = torch.export.export(
-        Operator(case.options), (), {**dict.fromkeys(inputs), **example}, strict=False,
+        Operator(**case.options), (), {**dict.fromkeys(inputs), **example}, strict=False,
         dynamic_shapes={name: dims if name in there and x.dim() == 4 else None
                         for name, x in inputs.items()},
     )  # fmt: skip
@@ -54,6 +57,9 @@ def translated(inputs, case):
         Case(border='mask', positions=None, scale=1.0),
         Case(key=False, positions='per_head'),
         Case(kernel_size=5, positions='per_head', size=(1, 3), batch=1),
+        Case(stride=2, size=(7, 9)),
+        Case(stride=3, kernel_size=5, dilation=2, border='mask', size=(8, 10)),
+        Case(stride=2, key=False, border='mask', size=(1, 4)),
     ],
     ids=str,
 )

@@ -29,14 +29,20 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = dict(kernel_size=5, num_heads=2, dilation=1, border='zeros', scale=0.5)
 
 
-def open_node(threads=1, tables=True, **attributes):
+def open_node(threads=1, tables=True, query=False, **attributes):
     """Open a file of one node, whose inputs are the graph's."""
-    inputs = ['maps', 'rel_row', 'rel_col'][: 3 if tables else 1]
+    inputs = [
+        'maps',
+        *(['rel_row', 'rel_col'] if tables else ['', '']),
+        *(['query'] if query else []),
+    ]
     node = helper.make_node(
         'LocalAttention', inputs, ['output'], domain='sasa_det', **{**OPTIONS, **attributes}
     )
     values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in [*inputs, 'output']
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in [*inputs, 'output']
+        if name
     ]
     graph = helper.make_graph([node], 'one_node', values[:-1], values[-1:])
     opsets = [helper.make_opsetid('', 18), helper.make_opsetid('sasa_det', 1)]
@@ -70,6 +76,32 @@ def test_a_node_computes_the_bits_of_the_operator_in_torch(dilation, border, log
     for threads in (1, 3):
         node = open_node(threads, 'qr' in logits, has_key=parts == 3, **options)
         (found,) = node.run(None, inputs)
+        assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize('stride, dilation', [(2, 1), (2, 3), (3, 1), (8, 2), (100, 1)])
+@pytest.mark.parametrize('border', ['zeros', 'mask'])
+@pytest.mark.parametrize('logits', ['qk+qr', 'qk', 'qr'])
+def test_a_node_with_a_stride_computes_the_bits_of_the_operator(stride, dilation, border, logits):
+    generator = torch.Generator().manual_seed(stride)
+    options = {**OPTIONS, 'dilation': dilation, 'border': border, 'stride': stride}
+    maps = torch.randn(2, (2 if 'qk' in logits else 1) * 12, 90, 19, generator=generator)
+    query = torch.randn(2, 12, -(-90 // stride), -(-19 // stride), generator=generator)
+    *key, value = maps.split(12, 1)
+    rows = [torch.randn(2, 3, 5, generator=generator) for _ in range(2)]
+    if 'qr' not in logits:
+        rows = [None, None]
+    key = key[0] if key else None
+    inputs = dict(maps=maps, query=query, rel_row=rows[0], rel_col=rows[1])
+    inputs = {name: each.numpy() for name, each in inputs.items() if each is not None}
+    node = dict(tables='qr' in logits, query=True, has_key='qk' in logits, **options)
+    if stride > 8:
+        with pytest.raises(Exception, match='stride must be from 1 to 8, but is 100'):
+            open_node(1, **node)
+        return
+    expected = local_attention(query, key, value, *rows, **options, backend='native').numpy()
+    for threads in (1, 3):
+        (found,) = open_node(threads, **node).run(None, inputs)
         assert found.tobytes() == expected.tobytes()
 
 
@@ -122,6 +154,58 @@ def test_a_node_refuses_wrong_inputs(maps, sizes, attributes, message):
     inputs = dict(maps=np.zeros(maps, np.float32), **(tables(*sizes) if sizes else {}))
     with pytest.raises(Exception, match=f'INVALID_ARGUMENT .*LocalAttention: .*{message}'):
         node.run(None, inputs)
+
+
+@pytest.mark.parametrize(
+    'query, message',
+    [
+        (None, 'with a stride it needs queries of their own'),
+        ((1, 6, 3, 3), r'its queries must be \(1, 6, 2, 3\), but are \(1, 6, 3, 3\)'),
+        ((1, 12, 2, 3), r'but are \(1, 12, 2, 3\)'),
+    ],
+)
+def test_a_node_refuses_queries_that_a_stride_does_not_leave(query, message):
+    node = open_node(tables=False, query=query is not None, has_key=1, stride=2)
+    inputs = dict(maps=np.zeros((1, 12, 4, 5), np.float32))
+    if query is not None:
+        inputs['query'] = np.zeros(query, np.float32)
+    with pytest.raises(Exception, match=f'LocalAttention: .*{message}'):
+        node.run(None, inputs)
+
+
+class Strided(nn.Module):
+    """Layers whose queries are at the pixels that a stride leaves."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        options = dict(kernel_size=3, num_heads=2, downsample='query')
+        self.plain = LocalSelfAttention2d(3, 8, bias=True, out_proj=True, stride=2, **options)
+        self.only_positions = LocalSelfAttention2d(8, 8, logits='qr', stride=3, **options)
+        self.constant = LocalSelfAttention2d(
+            8, 12, border='mask', stride=2, constant_query=True, **options
+        )
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, x):
+        return self.constant(self.only_positions(self.plain(x)))
+
+
+def test_an_attention_with_a_stride_is_one_node(tmp_path):
+    layers = Strided().eval()
+    model = translate(export_program(layers), ['images'], ['output'], 18, 'native')
+    nodes = [node for node in model.graph.node if node.op_type == 'LocalAttention']
+    strides = [[each.i for each in node.attribute if each.name == 'stride'] for node in nodes]
+    assert strides == [[2], [3], [2]] and all(len(node.input) == 4 for node in nodes)
+    onnx.save(model, tmp_path / 'layers.onnx')
+    session = open_session(tmp_path / 'layers.onnx', threads=1)
+    for size in (EXAMPLE, (1, 3, 19, 43)):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, dict(images=x.numpy()))
+        with torch.no_grad():
+            expected = layers(x)
+        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
 
 
 class Layers(nn.Module):

@@ -130,6 +130,7 @@ class LocalAttention {
     kernel_size = integer(info, "kernel_size");
     num_heads = integer(info, "num_heads");
     dilation = integer(info, "dilation");
+    stride = integer(info, "stride", 1);
     has_key = integer(info, "has_key") != 0;
     float factor = 0;
     check(api.KernelInfoGetAttribute_float(info, "scale", &factor));
@@ -145,6 +146,8 @@ class LocalAttention {
                 std::to_string(kernel_size));
     require(num_heads >= 1, "num_heads must be at least 1, but is " + std::to_string(num_heads));
     require(dilation >= 1, "dilation must be at least 1, but is " + std::to_string(dilation));
+    require(stride >= 1 && stride <= sasa::LARGEST_STRIDE,
+            "stride must be from 1 to " + std::to_string(sasa::LARGEST_STRIDE) + ", but is " + std::to_string(stride));
     require(border == "zeros" || border == "mask",
             "border must be 'zeros' or 'mask', but is '" + border + "'");
     require(std::isfinite(scale), "scale must be a finite number, but is " + std::to_string(scale));
@@ -154,17 +157,20 @@ class LocalAttention {
   void compute(OrtKernelContext* context) const {
     const OrtValue* maps = input(context, 0);
     require(maps, "its first input, the maps, is missing");
-    const OrtValue *rel_row = input(context, 1), *rel_col = input(context, 2);
-    Problem p = describe(shape_of(api, maps), rel_row, rel_col);
-    const int64_t area = p.height * p.width, channels = p.heads * p.depth;
+    const OrtValue *rel_row = input(context, 1), *rel_col = input(context, 2), *query = input(context, 3);
+    const Shape size = shape_of(api, maps);
+    const int64_t parts = (has_key ? 2 : 1) + (query ? 0 : 1);
+    Problem p = describe(size, parts, query, rel_row, rel_col);
+    const int64_t channels = p.heads * p.depth, area = size[2] * size[3];
     float* first = data_of(api, maps);
-    const auto map = [&](float* data, int64_t parts) {
-      return sasa::Map{data, parts * channels * area, area, p.width, 1};
+    // A map of some of `of` parts in memory.
+    const auto map = [&](float* data, int64_t of, int64_t height, int64_t width) {
+      return sasa::Map{data, of * channels * height * width, height * width, width, 1};
     };
-    const int64_t parts = has_key ? 3 : 2;
-    p.query = map(first, parts);
-    if (has_key) p.key = map(first + channels * area, parts);
-    p.value = map(first + (parts - 1) * channels * area, parts);
+    const auto part = [&](int64_t n) { return map(first + n * channels * area, parts, size[2], size[3]); };
+    p.query = query ? map(data_of(api, query), 1, p.height, p.width) : part(0);
+    if (has_key) p.key = part(parts - 2);
+    p.value = part(parts - 1);
     if (rel_row) {
       p.rel_row = data_of(api, rel_row);
       p.rel_col = data_of(api, rel_col);
@@ -172,7 +178,7 @@ class LocalAttention {
     const int64_t shape[] = {p.batch, channels, p.height, p.width};
     OrtValue* output = nullptr;
     check(api.KernelContext_GetOutput(context, 0, shape, 4, &output));
-    p.output = map(data_of(api, output), 1);
+    p.output = map(data_of(api, output), 1, p.height, p.width);
     // The session may have fewer threads than the CPU. Then there are some more cuts than needed.
     static const int64_t threads = std::max<int64_t>(1, std::thread::hardware_concurrency());
     static const Kernels& chosen = kernels();
@@ -190,6 +196,13 @@ class LocalAttention {
     check(api.KernelInfoGetAttribute_int64(info, name, &number));
     return number;
   }
+  // The same of what older graphs do not have.
+  int64_t integer(const OrtKernelInfo* info, const char* name, int64_t otherwise) const {
+    int64_t number = 0;
+    OrtStatus* missing = api.KernelInfoGetAttribute_int64(info, name, &number);
+    if (missing) api.ReleaseStatus(missing);
+    return missing ? otherwise : number;
+  }
 
   // Null where a graph leaves it out.
   const OrtValue* input(const OrtKernelContext* context, size_t index) const {
@@ -201,8 +214,8 @@ class LocalAttention {
   }
 
   // What the kernels are to compute, without pointers. The kernels read and write as it says.
-  Problem describe(const Shape& maps, const OrtValue* rel_row, const OrtValue* rel_col) const {
-    const int64_t parts = has_key ? 3 : 2;
+  Problem describe(const Shape& maps, int64_t parts, const OrtValue* query, const OrtValue* rel_row,
+                   const OrtValue* rel_col) const {
     require(maps.size() == 4, "its maps must be (B, C, H, W), but are " + text(maps));
     require(maps[1] > 0 && maps[1] % parts == 0 && maps[1] / parts % num_heads == 0,
             "the channels of its maps must be divisible by " + std::to_string(parts) + " parts and num_heads=" +
@@ -214,7 +227,12 @@ class LocalAttention {
     p.batch = maps[0];
     p.heads = num_heads;
     p.depth = maps[1] / parts / num_heads;
-    sasa::set_sizes(p, maps[2], maps[3], 1, dilation);
+    sasa::set_sizes(p, maps[2], maps[3], stride, dilation);
+    require(query || stride == 1, "with a stride it needs queries of their own");
+    if (query) {
+      const Shape strided{p.batch, maps[1] / parts, p.height, p.width}, queries = shape_of(api, query);
+      require(queries == strided, "its queries must be " + text(strided) + ", but are " + text(queries));
+    }
     p.kernel_size = kernel_size;
     p.mask = mask;
     p.scale = scale;
@@ -231,7 +249,7 @@ class LocalAttention {
     return p;
   }
 
-  int64_t kernel_size, num_heads, dilation;
+  int64_t kernel_size, num_heads, dilation, stride;
   bool has_key, mask;
   double scale;
 };
@@ -248,7 +266,7 @@ OrtCustomOp describe_operator() {
   op.version = ORT_API_VERSION;
   op.GetName = [](const OrtCustomOp*) { return "LocalAttention"; };
   op.GetExecutionProviderType = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 3; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 4; };
   op.GetInputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
     return index == 0 ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
