@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import check_window, local_attention
 from ..ops.backends.reference import window_logits
-from ..ops.window import Window, output_format
+from ..ops.window import Window, strided_copy
 from .position import check_sinusoidal_channels, sinusoidal_positions
 from .projected_attention import check_map, projected_attention
 from .projection import ConstantProjection, draw, is_plain, new_projection, project_by
@@ -74,7 +74,8 @@ class LocalSelfAttention2d(nn.Module):
             variance, biases of zero. By default 'neighbours' where possible, else 'random'.
         downsample: What a stride above 1 does. 'pool': attention at every pixel, then average pooling
             over stride x stride, the paper's replacement of a strided convolution. 'query': only every
-            stride-th row and column has an output, as in a strided convolution; not in the paper.
+            stride-th row and column has a query, as in a strided convolution, which saves the computation
+            of the others; not in the paper.
         constant_query: Learn one query for all pixels in the place of a projection. With logits='qr' the
             weights are then the same at every pixel: a learned shift of each head, as a control of what
             attention is worth. Not in the paper.
@@ -241,7 +242,7 @@ class LocalSelfAttention2d(nn.Module):
         self._point_heads()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, and downsample if the layer has a stride."""
+        """Attend, at the strided pixels or at all, and average if the layer is to."""
         if self.position == 'absolute':
             x = x + sinusoidal_positions(x)
         options = dict(
@@ -251,6 +252,7 @@ class LocalSelfAttention2d(nn.Module):
             border=self.border,
             scale=self.scale,
             backend=self.backend,
+            stride=self.stride if self.downsample == 'query' else 1,
         )
         tables = (self.rel_row, self.rel_col)
         projections = [each for each in (self.query, self.key, self.value) if each is not None]
@@ -261,13 +263,10 @@ class LocalSelfAttention2d(nn.Module):
             x = projected_attention(x, weights, biases, *tables, keep=keep, **options)
         else:
             check_map(x, self.in_channels)
-            maps = (
-                None if each is None else project_by(each, x)
-                for each in (self.query, self.key, self.value)
-            )
-            x = local_attention(*maps, *tables, **options)
-        if self.stride > 1 and self.downsample == 'query':
-            x = x[:, :, :: self.stride, :: self.stride].contiguous(memory_format=output_format(x))
+            query = project_by(self.query, strided_copy(x, options['stride']))
+            key = None if self.key is None else project_by(self.key, x)
+            value = project_by(self.value, x)
+            x = local_attention(query, key, value, *tables, **options)
         if self.out_proj is not None:
             x = project_by(self.out_proj, x)
         if self.stride > 1 and self.downsample == 'pool':

@@ -8,6 +8,8 @@ from math import prod
 from types import ModuleType
 from typing import Callable, Dict, Sequence
 
+from .window import strided_size
+
 
 def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool) -> int:
     """Count the multiply-adds of one local attention as the backends compute it.
@@ -17,7 +19,7 @@ def count_macs(query_shape, kernel_size: int, has_key: bool, has_positions: bool
     padded convolution do.
 
     Args:
-        query_shape: (B, C, H, W).
+        query_shape: (B, C, H, W) of the queries.
         kernel_size: Window size k, in pixels.
         has_key: False for logits q.r alone.
         has_positions: Whether relative positions are given.
@@ -77,9 +79,11 @@ def register_with_torch(flop_counter: ModuleType) -> None:
 
     @register(projections.attend)
     def _(x, weight, bias, rel_row, rel_col, has_key, kernel_size, *args, **kw) -> int:
-        query = (x[0], weight[0] // (2 + has_key), *x[2:])
+        maps, stride = 2 + has_key, args[5] if len(args) > 5 else 1
+        query = (x[0], weight[0] // maps, *strided_size(x[2:], stride))
         attention = count_macs(query, kernel_size, has_key, rel_row is not None)
-        return 2 * (prod(weight) * x[0] * prod(x[2:]) + attention)
+        pixels = prod(query[2:]) + (maps - 1) * prod(x[2:])
+        return 2 * (prod(weight) // maps * x[0] * pixels + attention)
 
     @register(projections.project_back)
     def _(grad, weight, *args, **kw) -> int:
@@ -173,16 +177,18 @@ def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
         >>> count_layer_macs(layer, (1, 8, 10, 10)) == 100 * 3 * 8 * 8 + 14400
         True
     """
-    batch, _, height, width = input_shape
-    # There may be no key, and a constant query has no weight.
-    projections = (layer.query, layer.key, layer.value)
-    weights = (getattr(each, 'weight', None) for each in projections)
-    macs = height * width * sum(weight.numel() for weight in weights if weight is not None)
-    if layer.out_proj is not None:
-        stride = layer.stride if layer.downsample == 'query' else 1
-        macs += -(-height // stride) * -(-width // stride) * layer.out_proj.weight.numel()
+    batch, _, *size = input_shape
+    query_size = strided_size(size, layer.stride if layer.downsample == 'query' else 1)
+
+    def weights(*projections) -> int:
+        # There may be no such projection, and a constant query has no weight.
+        given = (getattr(each, 'weight', None) for each in projections)
+        return sum(weight.numel() for weight in given if weight is not None)
+
+    macs = prod(query_size) * weights(layer.query, layer.out_proj)
+    macs += prod(size) * weights(layer.key, layer.value)
     return batch * macs + count_macs(
-        (batch, layer.out_channels, height, width),
+        (batch, layer.out_channels, *query_size),
         layer.kernel_size,
         has_key=layer.key is not None,
         has_positions=layer.rel_row is not None,

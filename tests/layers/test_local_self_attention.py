@@ -158,6 +158,74 @@ def test_stride_by_queries_keeps_each_strides_pixel(size, out_proj, layout):
     assert counter.get_total_flops() == 2 * count_layer_macs(layer, x.shape)
 
 
+@pytest.mark.parametrize('hooked', [False, True])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(stride=3, dilation=2, border='mask'),
+        dict(stride=2, logits='qr', bias=True, position_per_head=True),
+        dict(stride=2, position='absolute', scale=0.5, keep_projections=True),
+        dict(stride=2, kernel_size=1, position='none'),
+        dict(stride=2, constant_query=True, border='mask'),
+        dict(stride=9, backend='native'),
+        dict(stride=2, backend='eager'),
+    ],
+    ids=str,
+)
+def test_stride_by_queries_with_every_option(options, hooked):
+    layer = small(downsample='query', **options)
+    every = small(**{**options, 'stride': 1})
+    every.load_state_dict(layer.state_dict())
+    for each in (layer, every):
+        if hooked:
+            each.value.register_forward_hook(lambda module, args, output: output)
+    stride, results = options['stride'], []
+    for each, step in ((layer, 1), (every, stride)):
+        leaf = X.clone().requires_grad_()
+        output = each(leaf)[:, :, ::step, ::step]
+        leaves = [leaf, *each.parameters()]
+        results.append((output, *torch.autograd.grad(output.square().sum(), leaves)))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_stride_by_queries_compiles_as_one_graph(dynamic):
+    layer = small(stride=2, downsample='query')
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for size in ((9, 7), (8, 10)):
+        x = torch.randn(2, 16, *size, dtype=torch.float64)
+        result, expected = compiled(x), layer(x)
+        torch.testing.assert_close(result, expected)
+        leaves = list(layer.parameters())
+        for grad, truth in zip(
+            *(torch.autograd.grad(y.square().sum(), leaves) for y in (result, expected))
+        ):
+            torch.testing.assert_close(grad, truth)
+
+
+def test_stride_by_queries_exports_for_any_size():
+    layer = small(stride=2, downsample='query').eval()
+    dims = {axis: torch.export.Dim.AUTO for axis in (0, 2, 3)}
+    with torch.no_grad():
+        program = torch.export.export(layer, (X,), dynamic_shapes=(dims,), strict=False)
+        for size in ((9, 7), (8, 10), (3, 4)):
+            x = torch.randn(1, 16, *size, dtype=torch.float64)
+            torch.testing.assert_close(program.module()(x), layer(x))
+
+
+def test_stride_by_queries_under_autocast_computes_low():
+    layer = small(stride=2, downsample='query').float()
+    x = X.float().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        output = layer(x)
+    assert output.dtype == torch.bfloat16 and output.shape == (*layer(x).shape,)
+    torch.testing.assert_close(output.float(), layer(x), rtol=0.05, atol=0.05)
+    grads = [torch.autograd.grad(y.float().square().sum(), x)[0] for y in (output, layer(x))]
+    assert (grads[0] - grads[1]).norm() <= 0.03 * grads[1].norm()
+
+
 def test_out_proj_mixes_heads():
     layer = small(out_proj=True)
     bare = small()

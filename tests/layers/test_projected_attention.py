@@ -20,7 +20,7 @@ def attend_in_steps(layer, x):
         query, key, value, layer.rel_row, layer.rel_col,
         kernel_size=layer.kernel_size, num_heads=layer.num_heads, border=layer.border,
         backend=layer.backend,
-    )  # fmt: skip
+    )[:, :, :: layer.stride, :: layer.stride]  # fmt: skip
 
 
 def grads(function, layer, x, cotangent):
@@ -34,15 +34,18 @@ def grads(function, layer, x, cotangent):
     'position, logits', [('relative', 'qk+qr'), ('relative', 'qr'), ('none', 'qk')]
 )
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
-def test_gradients_are_autograds(bias, position, logits, layout):
+@pytest.mark.parametrize('stride, keep', [(1, False), (2, False), (2, True), (3, False)])
+def test_gradients_are_autograds(bias, position, logits, layout, stride, keep):
+    """Of a stride's pixels, those of attention everywhere of which only these pixels are kept."""
     torch.manual_seed(0)
     layer = LocalSelfAttention2d(
-        12, 16, 3, num_heads=4, bias=bias, position=position, logits=logits, border='mask'
-    ).double()
+        12, 16, 3, num_heads=4, bias=bias, position=position, logits=logits, border='mask',
+        stride=stride, downsample='query', keep_projections=keep,
+    ).double()  # fmt: skip
     for parameter in layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, 12, 7, 9, dtype=torch.float64).contiguous(memory_format=layout)
-    cotangent = torch.randn(2, 16, 7, 9, dtype=torch.float64)
+    cotangent = torch.randn(2, 16, -(-7 // stride), -(-9 // stride), dtype=torch.float64)
     expected = grads(lambda x: attend_in_steps(layer, x), layer, x, cotangent)
     for result, truth in zip(grads(layer, layer, x, cotangent), expected):
         torch.testing.assert_close(result, truth, rtol=1e-10, atol=1e-10)
@@ -116,6 +119,94 @@ def test_training_keeps_the_input_and_no_projection():
         layer(x)
     # The input, the projections' weights, and the logarithm of the sum of exponentials of each head.
     assert sum(kept.values()) <= 1.2 * x.nbytes
+
+
+@pytest.mark.parametrize('stride', [2, 3])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize('has_key', [True, False])
+def test_float32_gradients_of_a_stride_are_those_of_attention_everywhere(stride, layout, has_key):
+    """By the C++ projections, of a map of several strips."""
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(
+        24, 16, 5, num_heads=2, bias=True, logits='qk+qr' if has_key else 'qr', stride=stride,
+        downsample='query',
+    )  # fmt: skip
+    x = torch.randn(2, 24, 75, 31).contiguous(memory_format=layout)
+    with torch.no_grad():
+        output, truth = layer(x), attend_in_steps(layer, x)
+    assert output.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(output, truth, rtol=1e-5, atol=1e-5)
+    cotangent = torch.randn_like(output)
+    expected = grads(lambda x: attend_in_steps(layer, x), layer, x, cotangent)
+    for result, truth in zip(grads(layer, layer, x, cotangent), expected, strict=True):
+        torch.testing.assert_close(result, truth, rtol=1e-3, atol=1e-3 * truth.abs().max().item())
+
+
+def test_gradients_of_gradients_of_a_stride():
+    torch.manual_seed(0)
+    found = []
+    layer = LocalSelfAttention2d(
+        4, kernel_size=3, num_heads=2, bias=True, stride=2, downsample='query'
+    )
+    layer.double()
+    x = torch.randn(1, 4, 5, 4, dtype=torch.float64)
+    for function in (layer, lambda x: attend_in_steps(layer, x)):
+        leaf = x.clone().requires_grad_()
+        leaves = [leaf, *layer.parameters()]
+        first = torch.autograd.grad(function(leaf).square().sum(), leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), leaves))
+    for result, truth in zip(*found, strict=True):
+        torch.testing.assert_close(result, truth, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize('learns', [True, False])
+def test_a_stride_has_the_same_bits_at_any_thread_count(learns):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(24, 16, 7, num_heads=2, stride=2, downsample='query')
+    x, threads = torch.randn(1, 24, 150, 40), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            with torch.set_grad_enabled(learns):
+                output = layer(x)
+                found = grads(layer, layer, x, torch.ones_like(output)) if learns else ()
+            results.append((output.detach(), *found))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+def test_a_stride_keeps_no_more_than_the_input_and_a_quarter_of_the_logsumexp():
+    layer = LocalSelfAttention2d(32, kernel_size=3, num_heads=4, stride=2, downsample='query')
+    x = torch.randn(1, 32, 40, 40, requires_grad=True)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x)
+    logsumexp, weights = 4 * 4 * 20 * 20, 4 * sum(each.numel() for each in layer.parameters())
+    assert sum(kept.values()) == x.nbytes + logsumexp + weights
+
+
+def test_flops_of_a_layer_with_a_stride_are_counted():
+    """Queries and attention at a quarter of the pixels, keys and values at all."""
+    layer = LocalSelfAttention2d(16, kernel_size=3, num_heads=2, stride=2, downsample='query')
+    for size in ((6, 8), (100, 8)):  # by operators, and by strips
+        x = torch.randn(1, 16, *size)
+        projections, attention = (16 + 4 * 2 * 16) / 4, (9 + 9 + 3) / 4
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            layer(x)
+        assert counter.get_total_flops() == 2 * x.numel() * (projections + attention)
+        with FlopCounterMode(display=False) as counter:
+            layer(x).sum().backward()
+        backward = 2 * projections + (9 + 3) / 4 + 2 * attention
+        expected = 2 * x.numel() * (projections + attention + backward)
+        assert counter.get_total_flops() == expected
 
 
 def test_flops_of_a_layer_are_counted():

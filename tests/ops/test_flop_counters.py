@@ -110,6 +110,7 @@ def test_a_counter(name):
         dict(position='none', bias=True, out_proj=True),
         dict(position='absolute', stride=2),
         dict(stride=2, downsample='query', out_proj=True),
+        dict(stride=3, downsample='query', logits='qr', bias=True, backend='eager'),
         dict(position_per_head=True, dilation=2, backend='eager'),
     ],
     ids=str,
