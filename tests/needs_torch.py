@@ -22,7 +22,6 @@ NEEDS = [
         (2, 4),
         'torch.library.register_fake',
         [
-            'sasa_det/export/native_attention.py',
             'tests/environment/test_doctor.py::test_an_operator_that_cannot_be_used_is_a_problem[break_it0',
         ],
     ),

@@ -15,6 +15,8 @@ from onnxscript import FLOAT
 from onnxscript.values import Op, Opset
 from torch import Tensor, fx
 
+from ..ops.torch_library import register_fake
+
 aten = torch.ops.aten
 
 # Stands for the ONNX node in a program of torch.export. It is traced and translated, but never computed.
@@ -26,7 +28,7 @@ _LIB.define(
 PACKED_ATTENTION = torch.ops.sasa_det_onnx.local_attention.default
 
 
-@torch.library.register_fake('sasa_det_onnx::local_attention', lib=_LIB)
+@register_fake('sasa_det_onnx::local_attention', lib=_LIB)
 def _fake(maps: Tensor, rel_row, rel_col, has_key: bool, *options) -> Tensor:
     if len(options) > 6:
         return torch.empty_like(options[-1])

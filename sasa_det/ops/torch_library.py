@@ -202,9 +202,10 @@ native.take_over(logs_choices)
 _LIB.impl('local_attention', _differentiable, 'Autograd')
 _LIB.impl('local_attention', _autocast('cpu'), 'AutocastCPU')
 _LIB.impl('local_attention', _autocast('cuda'), 'AutocastCUDA')
-_register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
-_register_fake('sasa_det::local_attention')(_fake_forward)
-_register_fake('sasa_det::local_attention_backward')(_fake_backward)
-_register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
+# torch before 2.4 has it by another name.
+register_fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
+register_fake('sasa_det::local_attention')(_fake_forward)
+register_fake('sasa_det::local_attention_backward')(_fake_backward)
+register_fake('sasa_det::local_attention_backward_into')(_fake_backward_into)
 # Only once somebody counts FLOPs: torch's counter imports Triton, which a CPU does not need.
 when_imported('torch.utils.flop_counter', register_with_torch)
