@@ -19,6 +19,9 @@ import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from sasa_det.checkpoints.types import ASKS  # noqa: E402
+
 NAME = 'config/small.py'  # not in the run's folder itself, where the run writes its own under the same name
 CONFIG = """\
 _base_ = {base!r}
@@ -157,8 +160,8 @@ def start_in_processes(
 
 
 def weights(checkpoint: Path) -> dict:
-    """The weights in a checkpoint."""
-    return torch.load(checkpoint, weights_only=True, map_location='cpu')['state_dict']
+    """The weights in a checkpoint; without a list of types, torch takes none but its own."""
+    return torch.load(checkpoint, weights_only=ASKS, map_location='cpu')['state_dict']
 
 
 def same(one: dict, other: dict) -> bool:

@@ -10,6 +10,7 @@ from mmdet.models.losses import FocalLoss
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, ImgDataPreprocessor
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -204,6 +205,7 @@ class TestFloat32:
         assert model['loss'](half, labels[:2]).dtype == torch.float16
 
     def test_the_head_does_it_without_the_hook(self):
+        init_default_scope('mmdet')
         head = SASARetinaHead(3, 8, feat_channels=8, stacked_convs=1)
         labels = torch.randint(0, 4, (6,))
         assert head.loss_cls(torch.randn(6, 3).bfloat16(), labels).dtype == torch.float32
