@@ -22,7 +22,7 @@ def step(text: str) -> Iterator[None]:
     from rich.text import Text
 
     console = _console()
-    if console.is_terminal:
+    if _draws(console):
         with console.status(Text(text)):
             yield
     else:
@@ -49,7 +49,7 @@ def counting(total: int, text: str) -> Iterator[Callable[[int, str], None]]:
     from rich.progress import TimeRemainingColumn as TimeRemaining
 
     console = _console()
-    if console.is_terminal:
+    if _draws(console):
         columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn()
         with Progress(*columns, TimeRemaining(), console=console, transient=True) as progress:
             task = progress.add_task(text, total=total)
@@ -98,3 +98,8 @@ def _console():
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _draws(console) -> bool:
+    # TERM=dumb, such as a shell within an editor: nothing can be drawn over.
+    return console.is_terminal and not console.is_dumb_terminal

@@ -174,8 +174,12 @@ def test_it_shows_what_it_loads_and_counts(trained, images, tmp_path, monkeypatc
     monkeypatch.setattr(progress, 'EVERY', 0)
     counts = [line for line in said().splitlines() if line.startswith('Detecting')]
     assert counts == [f'Detecting: {done} of 3' for done in range(4)]
-    # In a terminal, a bar.
+    # In a terminal, a bar; not in one that cannot draw over what it has shown.
     monkeypatch.setenv('FORCE_COLOR', '1')
+    monkeypatch.setenv('TERM', 'dumb')
+    lines = said().splitlines()
+    assert f'Loading {trained}' in lines and 'Detecting: 3 of 3' in lines
+    monkeypatch.setenv('TERM', 'xterm')
     text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', said())
     assert f'Loading {trained}' in text and '3/3' in text and 'Detecting: ' not in text
 
