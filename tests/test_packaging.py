@@ -99,7 +99,9 @@ def environment(tmp_path):
     base = {'base': str(folder), 'platbase': str(folder)}
     # Named in a file they are on the path, but what makes the checkout importable is not read.
     stack_file = Path(sysconfig.get_path('purelib', vars=base)) / 'stack.pth'
-    stack_file.write_text('\n'.join(site.getsitepackages()) + '\n')
+    # Python 3.12 has no distutils, which mmengine takes: setuptools brings it by a .pth file of its own.
+    distutils = 'import _distutils_hack; _distutils_hack.add_shim()'
+    stack_file.write_text('\n'.join([*site.getsitepackages(), distutils]) + '\n')
     return folder / 'bin' / 'python'
 
 
