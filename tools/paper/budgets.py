@@ -33,7 +33,7 @@ from sasa_det.files import write_whole
 
 from .conversions import CONVERSION_EPOCHS
 from .markdown import as_mean, format_table, standard_error
-from .study import Plan, Step, claim, make_parser, run_command, run_study
+from .study import Plan, Step, claim, make_parser, parse, run_command, run_study
 
 # All parts, each alone, and pairs.
 MIXES = {
@@ -290,13 +290,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         '--teachers', type=Path, required=True, help='folder of a study by tools.paper.conversions'
     )
     parser.add_argument('--kinds', nargs='+', choices=KINDS, default=['time'], help='of budgets')
-    given = list(sys.argv[1:] if argv is None else argv)
-    place = given.index('--') if '--' in given else len(given)
-    options = parser.parse_args(given[:place])
+    options, convert = parse(parser, argv)
 
     def make_plan() -> Plan:
         return Study(
-            options.teachers, options.work_dir, options.kinds, options.threads, given[place + 1 :]
+            options.teachers, options.work_dir, options.kinds, options.threads, convert
         ).plan()
 
     return run_study('budgets', options, make_plan)

@@ -22,7 +22,7 @@ from sasa_det.evaluation.costs import Costs
 from sasa_det.experiments.training_run import TrainingRun
 
 from .markdown import as_mean, format_table
-from .study import Plan, Step, claim, make_parser, run_command, run_study
+from .study import Plan, Step, claim, make_parser, parse, run_command, run_study
 
 SHORT, LONG = 2, 4  # epochs of fine-tuning
 TEACHER, CONVERTED = 'teacher', 'converted, no training'
@@ -242,15 +242,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument('--data', type=Path, help="folder of the data (default: the config's)")
     parser.add_argument('--seeds', type=int, default=3, help='number of teachers (default: 3)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE')
-    given = list(sys.argv[1:] if argv is None else argv)
-    place = given.index('--') if '--' in given else len(given)
-    options = parser.parse_args(given[:place])
+    options, convert = parse(parser, argv)
 
     def make_plan() -> Plan:
         config = find_config(options.config)
         data = data_options(config, options.data.resolve()) if options.data else []
         changes = [*data, *options.cfg_options]
-        study = Study(config, options.work_dir, changes, given[place + 1 :])
+        study = Study(config, options.work_dir, changes, convert)
         return study.plan(options.seeds)
 
     return run_study('conversions', options, make_plan)

@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from sasa_det.engine.work_dir_lock import hold_work_dir
 from sasa_det.experiments.training_run import RunFailed
@@ -185,6 +185,27 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument('--work-dir', type=Path, required=True)
     parser.add_argument('--threads', type=int, default=1, help='of each step (default: 1)')
     return parser
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: Optional[Sequence[str]]
+) -> Tuple[argparse.Namespace, List[str]]:
+    """Read a command line, of which what follows ``--`` is for another command.
+
+    Args:
+        parser: The study's.
+        argv: Arguments instead of the command line's.
+
+    Returns:
+        What is the study's, and what is not.
+
+    Examples:
+        >>> parse(make_parser('tried', ''), ['--work-dir', 'here', '--', '--heads', '4'])[1]
+        ['--heads', '4']
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    place = given.index('--') if '--' in given else len(given)
+    return parser.parse_args(given[:place]), given[place + 1 :]
 
 
 def run_study(name: str, options: argparse.Namespace, make_plan: Callable[[], Plan]) -> int:
