@@ -1,11 +1,13 @@
 """How a command prepares its own process."""
 
+import atexit
 import warnings
 from contextlib import ExitStack
 from functools import cache
 
-# Never closed: a command's process loads checkpoints with our loaders until it ends.
+# A command's process loads checkpoints with our loaders until it ends. Closed before Python takes modules apart.
 _UNTIL_THE_END = ExitStack()
+atexit.register(_UNTIL_THE_END.close)
 
 
 def hide_dependencies_warnings() -> None:
