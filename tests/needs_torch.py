@@ -5,6 +5,8 @@
 
 from typing import Optional
 
+from torch.torch_version import TorchVersion
+
 COMPILED = 'torch.compile and torch.export follow functions that torch.overrides wraps'
 COUNTED = "torch's FlopCounterMode sees operators of others"
 EXPORTED = 'torch.onnx.export writes the operator'
@@ -105,7 +107,7 @@ NEEDS = [
 ]
 
 
-def why_not(test: str, version: str) -> Optional[str]:
+def why_not(test: str, version: TorchVersion) -> Optional[str]:
     """Say why a test is skipped with a version of torch; None if it is run.
 
     Args:
@@ -113,12 +115,11 @@ def why_not(test: str, version: str) -> Optional[str]:
         version: As torch gives it.
 
     Examples:
-        >>> why_not('tests/export/test_programs.py::test_any', '2.2.2+cu121')
+        >>> why_not('tests/export/test_programs.py::test_any', TorchVersion('2.2.2+cu121'))
         'needs torch 2.9: torch.onnx.export writes the operator'
-        >>> why_not('tests/export/test_programs.py::test_any', '2.13.0')
+        >>> why_not('tests/export/test_programs.py::test_any', TorchVersion('2.13.0'))
     """
-    here = tuple(int(part) for part in version.split('.')[:2])
     for least, what, names in NEEDS:
-        if here < least and test.startswith(tuple(names)):
+        if version < least and test.startswith(tuple(names)):
             return f'needs torch {".".join(map(str, least))}: {what}'
     return None

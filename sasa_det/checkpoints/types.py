@@ -11,7 +11,7 @@ import torch
 _CODES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
 # Older versions of torch have no list of allowed types.
-ASKS = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 6)
+ASKS = torch.__version__ >= (2, 6)
 
 
 def allow_checkpoint_types() -> None:

@@ -145,8 +145,7 @@ def import_onnx():
     Raises:
         ImportError: A package is missing; names the extra that installs it. Or torch is too old.
     """
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    if version < LEAST_TORCH:
+    if torch.__version__ < LEAST_TORCH:
         raise ImportError(
             f'exporting takes torch {".".join(map(str, LEAST_TORCH))} or later, and this is {torch.__version__}'
         )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from small_detectors import save
+from torch.torch_version import TorchVersion
 
 onnx = pytest.importorskip('onnx', reason="the extra 'export' is not installed")
 onnxruntime = pytest.importorskip('onnxruntime', reason="the extra 'export' is not installed")
@@ -80,7 +81,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 
 def test_an_old_torch_is_named(monkeypatch):
-    monkeypatch.setattr(torch, '__version__', '2.2.2+cpu')
+    monkeypatch.setattr(torch, '__version__', TorchVersion('2.2.2+cpu'))
     with pytest.raises(ImportError, match=r'takes torch 2\.9 or later, and this is 2\.2\.2\+cpu$'):
         import_onnx()
 
