@@ -5,7 +5,7 @@ import warnings
 from contextlib import ExitStack
 from functools import cache
 
-# A command's process loads checkpoints with our loaders until it ends. Closed before Python takes modules apart.
+# A command's process loads checkpoints with our loaders to its end. Closed before Python takes modules apart.
 _UNTIL_THE_END = ExitStack()
 atexit.register(_UNTIL_THE_END.close)
 

@@ -73,6 +73,32 @@ def examine_operator() -> Tuple[Dict[str, Optional[str]], Optional[str]]:
     return backends, "no backend for 'auto': " + '; '.join(reasons) if all(reasons) else None
 
 
+def describe_backend(name: str, why_not: Optional[str]) -> str:
+    """Say whether a backend can be used; the one of CUDA C++ is first compared with another backend.
+
+    Args:
+        name: The backend.
+        why_not: Why it cannot be used; None if it can.
+
+    Examples:
+        >>> describe_backend('native', None)
+        'available'
+    """
+    if why_not is not None:
+        return f'no: {why_not}'
+    if name != 'cuda':
+        return 'available'
+    from ..ops.backends.cuda import distrust_layer
+
+    try:
+        distrust = distrust_layer()
+    except RuntimeError as error:  # such as a GPU without free memory
+        return f'available, but it could not be compared with another backend: {error}'
+    if distrust is None:
+        return "available; for the paper's layer it agrees with another backend"
+    return f"available, but 'auto' does not take it for the paper's layer: {distrust}"
+
+
 def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[str]]) -> None:
     """Print the results of ``examine``, as tables if rich is installed.
 
@@ -87,9 +113,7 @@ def show(rows: List[Row], problems: List[Problem], backends: Dict[str, Optional[
         ('package', 'version', 'accepted', 'state'),
         rows,
     )
-    states = [
-        (name, 'available' if why is None else f'no: {why}') for name, why in backends.items()
-    ]
+    states = [(name, describe_backend(name, why)) for name, why in backends.items()]
     _table('backends of the operator', ('backend', 'state'), states)
     for problem in problems:
         print(problem)

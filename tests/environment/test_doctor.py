@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from sasa_det.environment import stack
-from sasa_det.environment.doctor import examine, main
+from sasa_det.environment.doctor import describe_backend, examine, main
+from sasa_det.ops.backends import cuda
 
 ROOT = Path(__file__).resolve().parents[2]
 MMCV = 'onedl-mmcv' if stack.is_fork() else 'mmcv'
@@ -39,6 +40,28 @@ def test_a_good_stack(capsys):
         assert name in printed and version in printed and accepted in printed
     for name in ('reference', 'eager', 'native', 'triton', 'cuda'):
         assert name in backends and name in printed
+
+
+@pytest.mark.parametrize(
+    'outcome, said',
+    [
+        (None, 'it agrees with another backend'),
+        ('output differs', "'auto' does not take it for the paper's layer: output differs"),
+        (
+            RuntimeError('out of memory'),
+            'could not be compared with another backend: out of memory',
+        ),
+    ],
+)
+def test_says_whether_the_cuda_kernels_agree_with_another_backend(monkeypatch, outcome, said):
+    def distrust_layer():
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(cuda, 'distrust_layer', distrust_layer)
+    assert describe_backend('cuda', None).endswith(said)
+    assert describe_backend('cuda', 'no GPU') == 'no: no GPU'
 
 
 def test_quiet_prints_nothing_where_all_is_well(capsys):

@@ -317,3 +317,12 @@ def test_is_compared_before_it_is_trusted(gpu, monkeypatch, caplog):
             assert reason.startswith('output differs from that of eager by ')
     (record,) = caplog.records
     assert reason in record.getMessage() and record.levelname == 'WARNING'
+
+
+def test_is_compared_for_the_doctor(gpu, monkeypatch):
+    monkeypatch.setattr(triton, 'missing', lambda: 'not here')
+    monkeypatch.setattr(cuda, '_outcomes', {})
+    Emulator(monkeypatch)
+    assert cuda.distrust_layer('cpu') is None
+    ((_, variant),) = cuda._outcomes
+    assert variant == Variant(torch.bfloat16, depth=32, window=7)

@@ -100,6 +100,18 @@ def distrust(query: Tensor, window: Window, has_key: bool, has_rel: bool) -> Opt
     return _outcomes[key]
 
 
+def distrust_layer(device='cuda') -> Optional[str]:
+    """Say why 'auto' would not take these kernels for the paper's layer in bfloat16; None if they agreed.
+
+    Args:
+        device: Where to compare.
+    """
+    channels, heads, kernel_size = 256, 8, 7
+    query = torch.zeros(1, channels, 1, 1, dtype=torch.bfloat16, device=device)
+    window = Window(kernel_size, heads)
+    return distrust(query, window, has_key=True, has_rel=True)
+
+
 def _disagreement(device: torch.device, variant: Variant) -> Optional[str]:
     """Compare with another backend on a small map; None if all results agree."""
     heads, height, width = 2, 13, 21
