@@ -180,6 +180,7 @@ def test_it_shows_what_it_loads_and_counts(trained, images, tmp_path, monkeypatc
     lines = said().splitlines()
     assert f'Loading {trained}' in lines and 'Detecting: 3 of 3' in lines
     monkeypatch.setenv('TERM', 'xterm')
+    monkeypatch.setenv('COLUMNS', '500')  # the names of folders are long
     text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', said())
     assert f'Loading {trained}' in text and '3/3' in text and 'Detecting: ' not in text
 

@@ -169,7 +169,8 @@ def two_ranks(rank, store, results):
 
 def test_two_ranks_average_the_gradients(tmp_path):
     """And only the first iteration's gradients lie otherwise than DDP's buckets."""
-    context = multiprocessing.get_context('fork')
+    # Not by a fork: other tests leave threads of autograd in this process.
+    context = multiprocessing.get_context('spawn')
     results = context.Queue()
     ranks = [
         context.Process(target=two_ranks, args=(rank, tmp_path / 'store', results))
@@ -177,7 +178,7 @@ def test_two_ranks_average_the_gradients(tmp_path):
     ]
     for each in ranks:
         each.start()
-    found = [results.get(timeout=60) for _ in ranks]
+    found = [results.get(timeout=300) for _ in ranks]
     for each in ranks:
         each.join()
     for (first, second), error, strides in found:
