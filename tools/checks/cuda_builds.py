@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compile the CUDA kernels ahead of time, and count instructions, registers and shared memory.
 
-    python tools/checks/cuda_builds.py                                       all variants, for sm_80 and sm_90
-    python tools/checks/cuda_builds.py --depths 32 --windows 7 --variants plain --architectures sm_90
+    python -m tools.checks.cuda_builds                                       all variants, for sm_80 and sm_90
+    python -m tools.checks.cuda_builds --depths 32 --windows 7 --variants plain --architectures sm_90
 
 It takes no GPU, but nvcc or NVRTC (`--compiler`), and two tools that come with Triton. Instructions are those
 of the loop over chunks: a warp runs it once for 16 pixels of a head. Ends with status 1 if a kernel that a GPU
@@ -11,15 +11,12 @@ for 32 channels a head, k = 7 and sm_90 exceed their limits.
 """
 
 import argparse
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Optional
 
 import torch
 from rich.progress import track
@@ -36,6 +33,8 @@ from sasa_det.ops.backends.cuda_launches import (
     tile_of,
 )
 from sasa_det.ops.window import Window
+
+from . import sass
 
 # Bytes of shared memory that one block may take, CUDA C++ Programming Guide, technical specifications.
 SHARED = {'sm_80': 163 << 10, 'sm_86': 99 << 10, 'sm_89': 99 << 10, 'sm_90': 227 << 10}
@@ -70,30 +69,7 @@ def missing(compiler: str = 'nvcc') -> str:
             cuda_driver.nvrtc()
         except OSError as error:
             return str(error)
-    for name in ('nvdisasm', 'cuobjdump'):
-        if reader(name) is None:
-            return f'{name} was not found, neither in Triton nor on the PATH'
-    return ''
-
-
-def reader(name: str) -> Optional[str]:
-    """Find a tool that reads compiled kernels: Triton brings nvdisasm and cuobjdump.
-
-    Args:
-        name: Of the tool.
-    """
-    found = find_spec('triton')
-    if found is not None and found.origin is not None:
-        path = Path(found.origin).parent / 'backends' / 'nvidia' / 'bin' / name
-        if path.is_file():
-            return str(path)
-    return shutil.which(name)
-
-
-def read(name: str, option: str, path: str) -> str:
-    """Run one of these tools."""
-    command = [reader(name), option, path]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return sass.missing()
 
 
 def compile_by_nvcc(kernel: str, variant: Variant, architecture: str) -> bytes:
@@ -135,39 +111,13 @@ def count(code: bytes) -> dict:
     Returns:
         Instructions, products and accesses to local memory in the loop; registers of a thread.
     """
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(code)
-        file.flush()
-        text = read('nvdisasm', '-c', file.name)
-        usage = read('cuobjdump', '-res-usage', file.name)
-    names, places, jumps = [], {}, []
-    for line in text.splitlines():
-        label = re.match(r'\s*(\.L_[\w.$]+):', line)
-        if label:
-            places[label[1]] = len(names)
-        found = re.match(
-            r'\s*/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P[\dT]+\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?);', line
-        )
-        if found:
-            to = re.search(r'`\((\.L_[\w.$]+)\)', found[2])
-            if found[1].startswith('BRA') and to:
-                jumps.append((len(names), to[1]))
-            names.append(found[1])
-    # Of the loops with products for P V or dS K, the innermost: it has all of them.
-    most = sum(name.startswith('HMMA') for name in names)
-    loops = [(places[to], at) for at, to in jumps if places.get(to, len(names)) <= at]
-    products = {
-        loop: sum(name.startswith('HMMA') for name in names[loop[0] : loop[1] + 1])
-        for loop in loops
-    }
-    begin, end = min(
-        (loop for loop in loops if products[loop] == most), key=lambda loop: loop[1] - loop[0]
-    )
-    inside = names[begin : end + 1]
+    found = sass.disassemble(code)
+    loop = sass.loop_of_products(found)
+    inside = found.names[loop.begin : loop.end + 1]
     return dict(
         instructions=len(inside),
-        products=most,
-        registers=int(re.search(r'REG:(\d+)', usage)[1]),
+        products=sum(map(sass.is_product, inside)),
+        registers=found.usage['REG'],
         local=sum(name.startswith(('LDL', 'STL')) for name in inside),
     )
 

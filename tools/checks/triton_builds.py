@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compile the Triton kernels ahead of time, and read registers, spills and shared memory from the result.
 
-    python tools/checks/triton_builds.py                                      all that is promised
-    python tools/checks/triton_builds.py --types bfloat16 --depths 32 --windows 3 7 13 31
+    python -m tools.checks.triton_builds                                      all that is promised
+    python -m tools.checks.triton_builds --types bfloat16 --depths 32 --windows 3 7 13 31
 
 It takes no GPU: Triton brings NVIDIA's assembler. Every kernel is compiled with the very arguments that
 attention would launch it with. By default maps are channels_last, heads share relative positions, logits are
@@ -13,13 +13,9 @@ within 80, 128 or 168 registers, so that one more program fits on a multiprocess
 """
 
 import argparse
-import re
-import subprocess
 import sys
-import tempfile
 from contextlib import contextmanager
 from itertools import product
-from pathlib import Path
 
 import torch
 import triton
@@ -30,6 +26,8 @@ from triton.compiler import ASTSource
 from sasa_det.ops.backends import triton_kernels
 from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
 from sasa_det.ops.window import Window, empty_output
+
+from . import sass
 
 # Bytes of shared memory that one program may take, CUDA C++ Programming Guide, technical specifications.
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10}
@@ -103,7 +101,7 @@ def multiply_by_tf32(wanted: bool):
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def build(launch, capability: int) -> dict:
+def compile_launch(launch, capability: int):
     """Compile a kernel as Triton would at its launch.
 
     Args:
@@ -111,7 +109,7 @@ def build(launch, capability: int) -> dict:
         capability: Compute capability, ten times the number that NVIDIA gives.
 
     Returns:
-        Registers per thread; spilled bytes per thread; bytes of shared memory.
+        What Triton compiled.
     """
     kernel = getattr(triton_kernels, launch.kernel)
     signature, constants, attributes = {}, {}, {}
@@ -125,20 +123,29 @@ def build(launch, capability: int) -> dict:
             attributes[place,] = [['tt.divisibility', 16]]
         else:
             signature[parameter.name] = 'i32' if value < 2**31 else 'i64'
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget('cuda', capability, 32),
         options={name: launch.arguments[name] for name in ('num_warps', 'num_stages')},
     )
-    reader = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(compiled.asm['cubin'])
-        file.flush()
-        command = [reader, '-res-usage', file.name]
-        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    registers, stack, local = re.search(r'REG:(\d+) STACK:(\d+).* LOCAL:(\d+)', said).groups()
+
+
+def build(launch, capability: int) -> dict:
+    """Compile a kernel, and read what it takes.
+
+    Args:
+        launch: The arguments of its launch.
+        capability: Compute capability, ten times the number that NVIDIA gives.
+
+    Returns:
+        Registers per thread; spilled bytes per thread; bytes of shared memory.
+    """
+    compiled = compile_launch(launch, capability)
+    usage = sass.disassemble(compiled.asm['cubin']).usage
     return dict(
-        registers=int(registers), spilt=int(stack) + int(local), shared=compiled.metadata.shared
+        registers=usage['REG'],
+        spilt=usage['STACK'] + usage['LOCAL'],
+        shared=compiled.metadata.shared,
     )
 
 

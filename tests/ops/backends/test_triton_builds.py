@@ -14,8 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def run_tool(*arguments):
     env = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
     env['PYTHONPATH'] = str(ROOT)
-    tool = ROOT / 'tools' / 'checks' / 'triton_builds.py'
-    command = [sys.executable, str(tool), *arguments]
+    command = [sys.executable, '-m', 'tools.checks.triton_builds', *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
