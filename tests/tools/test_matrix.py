@@ -50,7 +50,8 @@ class Repository:
         for name in USED:
             (folder / 'path' / name).symlink_to(shutil.which(name))
         self.env['PATH'] = str(folder / 'path')
-        self.env.pop('SASA_MATRIX', None)
+        for name in ('SASA_MATRIX', 'PIP_CONSTRAINT'):
+            self.env.pop(name, None)
         self.say('12 passed, 3 skipped in 4.56s')
         self.git('init', '--quiet')
         self.commit()

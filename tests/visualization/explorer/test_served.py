@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -29,7 +30,7 @@ class Visitor:
         self.url = url.rstrip('/')
         self.client = httpx.Client(timeout=300)
         self.config = self.client.get(f'{self.url}/config').json()
-        self.session = f'test{id(self)}'
+        self.session = f'test{uuid4()}'
 
     def upload(self, data, name='image.png'):
         files = {'files': (name, data, 'image/png')}
