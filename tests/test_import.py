@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fork_notice import without_notice
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +19,7 @@ def python(code, **env):
         env={**os.environ, 'PYTHONPATH': str(ROOT), **env}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return without_notice(done.stdout).strip()
 
 
 def test_importing_the_layer_adds_little_to_torch():

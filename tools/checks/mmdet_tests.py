@@ -315,8 +315,11 @@ def why_not(directory: Path, tests: Sequence[str]) -> Optional[str]:
     file = directory / 'mmdet/version.py'
     if not file.is_file():
         return f'DIR must be a checkout of mmdetection, but {file} does not exist'
-    version = installed_version('onedl-mmdetection' if is_fork() else 'mmdet')
-    if f"__version__ = '{version}'" not in file.read_text():
+    package = 'onedl-mmdetection' if is_fork() else 'mmdet'
+    version = installed_version(package)
+    # The fork's asks for the version of what is installed.
+    stated = f"version('{package}')" if is_fork() else f"'{version}'"
+    if f'__version__ = {stated}' not in file.read_text():
         return f'DIR must be of the installed version, {version}, but {file} has another'
     for test in tests:
         if not (directory / PARENT / test).exists():
