@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, Sequence
 
@@ -28,7 +29,8 @@ def find_config(name: str) -> Path:
     """Find a config by its file, or by its name among those that ship with the package.
 
     Args:
-        name: A path, a name as `sasa-det configs` lists it, or ``sasa_det::folder/name.py``.
+        name: A path, a name as `sasa-det configs` lists it, ``sasa_det::folder/name.py``, or likewise a config
+            of another package, such as ``mmdet::retinanet/retinanet_r50_fpn_1x_coco.py``.
 
     Raises:
         FileNotFoundError: There is none; names those of similar spelling.
@@ -39,6 +41,12 @@ def find_config(name: str) -> Path:
     """
     if Path(name).is_file():
         return Path(name)
+    package, _, file = name.rpartition('::')
+    if package.isidentifier() and package != 'sasa_det':
+        spec = find_spec(package)
+        path = spec and spec.origin and Path(spec.origin).parent / '.mim' / 'configs' / file
+        if path and path.is_file():
+            return path
     shipped = shipped_configs()
     stem = Path(name.removeprefix('sasa_det::')).stem
     if stem in shipped and (name.startswith('sasa_det::') or name == stem):

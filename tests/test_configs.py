@@ -6,6 +6,7 @@ import re
 from itertools import product
 from pathlib import Path
 
+import mmdet
 import pytest
 import torch
 from mmdet.registry import MODELS
@@ -19,6 +20,7 @@ from mmengine.utils import import_modules_from_strings
 from torch import nn
 
 from sasa_det.configs import find_config, read_config
+from sasa_det.convert.files import _as_base
 from sasa_det.evaluation.costs import Classifier, build_model, count_costs
 from sasa_det.layers import AttentionStem, DepthwiseSeparableConv2d, LocalSelfAttention2d
 from sasa_det.models import SASAFPN, SASAResNet
@@ -556,3 +558,13 @@ def test_each_mix_trains_a_step_and_the_extreme_ones_are_evaluated(path, resnet5
         assert len(numbers) == 6 and all(0 <= number <= 1 for number in numbers.values())
     # 150 MB each, which pytest would keep for three runs.
     step.checkpoint.unlink()
+
+
+def test_configs_of_mmdet_are_found_by_name():
+    name = 'retinanet/retinanet_r50_fpn_1x_coco.py'
+    found = find_config(f'mmdet::{name}')
+    assert found == Path(mmdet.__file__).parent / '.mim' / 'configs' / name
+    assert _as_base(found, found.parent) == f'mmdet::{name}'
+    for wrong in ('mmdet::retinanet/nothing.py', 'no_such_package::a.py', 'os::a.py', 'a b::c.py'):
+        with pytest.raises(FileNotFoundError, match=f'{wrong}: no such config'):
+            find_config(wrong)

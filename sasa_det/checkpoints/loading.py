@@ -117,6 +117,8 @@ def load_from_local(filename, map_location=None) -> dict:
         ) from None
     except Exception as error:  # damage may show as an error of any kind
         reason = str(error).partition('\n')[0] or type(error).__name__
+        if not isinstance(error, (RuntimeError, OSError)):  # such as a number that is in no table
+            reason = f'torch did not write it, or it is damaged ({type(error).__name__}: {reason})'
         raise ValueError(f'checkpoint {path} cannot be read: {reason}') from None
     return _without_config(checkpoint)
 

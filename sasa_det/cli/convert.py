@@ -40,7 +40,9 @@ def add_to(commands) -> None:
     parser.add_argument(
         '--parts',
         nargs='+',
+        choices=('backbone', 'neck', 'head', 'predictors'),
         default=['backbone', 'neck', 'head'],
+        metavar='PART',
         help='which parts to convert: backbone, neck, head, predictors (default: the first three)',
     )
     parser.add_argument(
@@ -119,16 +121,17 @@ def run(options: argparse.Namespace) -> int:
         warning = job.load_images()
     if warning:
         print(warning, file=sys.stderr)
-    if job.budget:
-        with counting(len(job.calls), 'Measuring each layer by itself') as count:
-            job.plan(count)
     try:
+        if job.budget:
+            with counting(len(job.calls), 'Measuring each layer by itself') as count:
+                job.plan(count)
         with counting(len(job.calls), 'Converting layers') as count:
             job.convert(lambda name: count(len(job.progress.layers), f'Converting {name}'))
     except KeyboardInterrupt:
+        done = len(job.progress.layers)
         print(
-            f'{len(job.progress.layers)} of {len(job.calls)} layers are converted; the same command goes on '
-            'from there',
+            f'{done} of {len(job.calls)} layers are converted; the same command '
+            f'{"goes on from there" if done or job.progress.has_measured else "begins anew"}',
             file=sys.stderr,
         )
         raise

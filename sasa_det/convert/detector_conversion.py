@@ -82,10 +82,20 @@ class DetectorConversion:
 
     @property
     def is_made(self) -> bool:
-        """Whether these settings have already written the checkpoint."""
+        """Whether these settings have already written the checkpoint.
+
+        Raises:
+            ValueError: Other settings have written it.
+        """
         report = self._out / 'report.json'
-        made = self.checkpoint.is_file() and report.is_file()
-        return made and json.loads(report.read_text()).get('settings') == self.progress.key
+        if not (self.checkpoint.is_file() and report.is_file()):
+            return False
+        if json.loads(report.read_text()).get('settings') != self.progress.key:
+            raise ValueError(
+                f'{self._out} holds {self.checkpoint.name}, which was converted with other settings; name '
+                'another folder, or remove it'
+            )
+        return True
 
     def load(self) -> None:
         """Load the detector.
@@ -122,8 +132,8 @@ class DetectorConversion:
             return None
         height, width = self.images.shape[2:]
         return (
-            f'{len(self.images)} images of {height} x {width} pixels are few: from {enough} on, each layer has '
-            'as many pixels to be fitted to as it has inputs'
+            f'{len(self.images)} images of {height} x {width} pixels are few for the deepest layers: from '
+            f'{enough} on, these have as many pixels as weights to fit; take more or larger ones if AP falls'
         )
 
     def plan(self, tell: Callable[..., None]) -> None:
@@ -173,10 +183,13 @@ class DetectorConversion:
 
         def note(name, fitted, layer):
             if fitted is not None:
-                self.progress.add(name, layer)
+                self.progress.add(name, layer, fitted)
             tell(name)
 
+        before = dict(self.progress.fits)
         self.conversion = self._convert(self.choices, dict(self.progress.layers), note)
+        for name, numbers in before.items():
+            self.conversion.fitted[name] = self.conversion.fitted[name]._replace(**numbers)
 
     def write(self) -> dict:
         """Write config and checkpoint, and measure both detectors.

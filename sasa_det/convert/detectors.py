@@ -68,7 +68,7 @@ def choose_detectors_layers(
     """
     for part in parts:
         if part not in PARTS:
-            raise ValueError(f'parts may hold {PARTS}, but has {part!r}')
+            raise ValueError(f'parts may hold {", ".join(PARTS)}, but has {part!r}')
     choices = choose_layers(model, num_heads, kernel_size)
     for name, choice in choices.items():
         part = part_of(name, model)

@@ -14,6 +14,7 @@ from ..checkpoints.loading import load_from_local
 from ..configs import CONFIGS, config_literal
 from ..files import written_whole
 from .conversion import Conversion
+from .walk import Fitted
 
 FINETUNE = """\
 # Written by `sasa-det convert`: a short training of the converted detector, at a low learning rate.
@@ -167,9 +168,12 @@ def check_finetuning(config: Config, epochs: int) -> None:
 
 
 def _as_base(config: Path, folder: Path) -> str:
-    """Name a config as a base: those of this package by name, as they lie elsewhere on another machine."""
+    """Name a config as a base: those of a package by name, as they lie elsewhere on another machine."""
     if config.resolve().is_relative_to(CONFIGS):
         return f'sasa_det::{config.resolve().relative_to(CONFIGS).as_posix()}'
+    for parent in config.parents:
+        if parent.parts[-2:] == ('.mim', 'configs'):
+            return f'{parent.parents[1].name}::{config.relative_to(parent).as_posix()}'
     return Path(os.path.relpath(config, folder)).as_posix()
 
 
@@ -200,7 +204,7 @@ class Progress:
         text = json.dumps(settings, sort_keys=True, default=str)
         self.key = hashlib.sha256(text.encode()).hexdigest()
         self._path = folder / 'unfinished.pth'
-        self._content = dict(key=self.key, layers={}, measured={})
+        self._content = dict(key=self.key, layers={}, fits={}, measured={})
         if self._path.is_file():
             saved = load_from_local(str(self._path), 'cpu')
             if saved.get('key') == self.key:
@@ -211,15 +215,27 @@ class Progress:
         """The state dicts of the layers that are converted, by name."""
         return self._content['layers']
 
-    def add(self, name: str, layer: nn.Module) -> None:
+    @property
+    def fits(self) -> Dict[str, dict]:
+        """What was found when these layers were fitted, by name: fields of ``Fitted``."""
+        return self._content['fits']
+
+    def add(self, name: str, layer: nn.Module, fitted: Fitted) -> None:
         """Keep a layer.
 
         Args:
             name: Its name.
             layer: The converted layer.
+            fitted: How well it was fitted. Its error is measured anew in the finished detector.
         """
+        self.fits[name] = dict(unavoidable=fitted.unavoidable, seconds=fitted.seconds)
         self.layers[name] = {key: value.cpu().clone() for key, value in layer.state_dict().items()}
         save(self._content, self._path)
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether :meth:`once` has measured anything."""
+        return bool(self._content['measured'])
 
     def once(self, what: str, measure: Callable):
         """Measure something, or give what was measured before the interruption.

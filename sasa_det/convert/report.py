@@ -198,9 +198,12 @@ def _next_steps(report: Mapping, checkpoint: Path, command: str) -> List[Tuple[s
         ),
         (
             'detect in images of yours',
-            f'sasa-det predict IMAGES --checkpoint {weights} --out found',
+            f'sasa-det predict IMAGES --config {config} --checkpoint {weights} --out found',
         ),
-        ('see where each head looks from a pixel that you click', f'sasa-det explore {weights}'),
+        (
+            'see where each head looks from a pixel that you click',
+            f'sasa-det explore {weights} --config {config}',
+        ),
     ]
     if '--finetune' in command:
         del steps[1]

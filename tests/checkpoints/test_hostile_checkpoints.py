@@ -600,3 +600,13 @@ class Store:
             file.write(self.content)
             file.flush()
             yield file.name
+
+
+@pytest.mark.parametrize('content', [b'hello', b'this is junk, not a checkpoint at all'])
+def test_what_is_no_checkpoint_at_all_is_said_to_be_none(tmp_path, content):
+    """torch says '101' of the first, and 'pop from empty list' of the second."""
+    (tmp_path / 'a.pth').write_bytes(content)
+    with pytest.raises(
+        ValueError, match='a.pth cannot be read: torch did not write it, or it is damaged'
+    ):
+        load_from_local(tmp_path / 'a.pth')

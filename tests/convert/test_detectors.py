@@ -243,6 +243,11 @@ def test_goes_on_after_an_interruption(teacher, photos, converted, tmp_path, cap
     for name in ours:
         if name.startswith('neck'):
             assert torch.equal(ours[name], whole[name]), name
+    reports = [json.loads((each / 'report.json').read_text()) for each in (tmp_path, converted)]
+    for ours, whole in zip(*(report['layers'] for report in reports)):
+        for name in ('layer', 'unavoidable', 'unexplained'):
+            assert ours[name] == whole[name]
+        assert ours['seconds'] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         'index.html', 'report.json', 'tiny_converted.pth', 'tiny_converted.py',
     ]  # fmt: skip
@@ -307,6 +312,9 @@ def test_the_page_shows_the_report_and_needs_no_other_file(teacher, photos, conv
         '--num-val-images 0'
     )
     assert f'{repeat} --finetune 2' in page
+    beside = converted / 'tiny_converted.py'
+    assert f'predict IMAGES --config {beside} --checkpoint {converted}/tiny_converted.pth' in page
+    assert f'explore {converted}/tiny_converted.pth --config {beside}' in page
     assert re.findall(r'(?:src|href)="(?!report.json)', page) == []
 
 
@@ -529,7 +537,17 @@ def test_fine_tunes_the_converted_detector(teacher, labelled, tmp_path, capsys):
     settings = Settings(
         labelled, str(teacher[1]), [], None, 64, 200, ['neck'], 8, 5, None, 0, 'cpu'
     )
-    assert not DetectorConversion(settings, out).is_made
+    with pytest.raises(
+        ValueError, match='own_converted.pth, which was converted with other settings'
+    ):
+        _ = DetectorConversion(settings, out).is_made
+
+
+def test_an_unknown_part_is_refused_at_once(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(['convert', 'any.py', 'any.pth', '--out', str(tmp_path / 'out'), '--parts', 'nose'])
+    assert end.value.code == 2
+    assert "invalid choice: 'nose' (choose from" in capsys.readouterr().err
 
 
 def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
@@ -546,7 +564,6 @@ def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
     'change, message',
     [
         (['--images', 'nowhere'], 'nowhere: no such folder of images'),
-        (['--parts', 'nose'], r"parts may hold \('backbone', .*\), but has 'nose'"),
         (['--heads', '0'], 'num_heads must be an integer of at least 1, but is 0'),
         (['--kernel-size', '4'], 'kernel_size must be an odd integer of at least 3, but is 4'),
         (['--finetune', '-1'], 'epochs of fine-tuning must be at least 0, but is -1'),
