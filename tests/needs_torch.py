@@ -53,6 +53,7 @@ NEEDS = [
             'tests/ops/test_flop_counters.py::test_counters_agree_on_the_options',
             'tests/ops/backends/test_triton_import.py::test_flops_are_counted_however_late',
             'tests/layers/test_local_self_attention.py::test_stride_by_queries_keeps_each_strides_pixel',
+            'tests/layers/test_local_self_attention.py::test_a_constant_query_is_counted',
             'tests/layers/test_projected_attention.py::test_flops_of_a_layer_are_counted',
             'tests/test_import.py::test_looking_for_a_module_does_not_count_as_importing_it',
         ],

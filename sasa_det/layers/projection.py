@@ -57,7 +57,10 @@ class ConstantProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Repeat the channels for each pixel; no memory is taken."""
-        return self.bias.expand(*x.shape[:-1], -1)
+        # A view of a parameter says that it requires a gradient even where none is recorded. torch's counter of
+        # FLOPs then looks for what would compute it.
+        bias = self.bias if torch.is_grad_enabled() else self.bias.detach()
+        return bias.expand(*x.shape[:-1], -1)
 
 
 def is_plain(projection: nn.Module) -> bool:

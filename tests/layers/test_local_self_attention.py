@@ -86,6 +86,16 @@ def test_with_a_constant_query_of_positions_alone_all_pixels_share_their_weights
     assert count_layer_macs(plain, X.shape) - count_layer_macs(layer, X.shape) == 2 * 63 * 16 * 24
 
 
+def test_a_constant_query_is_counted_with_and_without_gradients():
+    layer = small(logits='qr', constant_query=True)
+    counts = []
+    for recorded in (True, False):
+        with torch.set_grad_enabled(recorded), FlopCounterMode(display=False) as counter:
+            layer(torch.randn(1, layer.in_channels, 6, 5, dtype=torch.float64))
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_constant_query_may_look_at_keys():
     layer = small(position='none', constant_query=True)
     weights = layer.attention_weights(X[:1], torch.tensor([[4, 3], [5, 3]]))
