@@ -28,6 +28,11 @@ NEEDS = [
         ],
     ),
     (
+        (2, 6),
+        'torch.export.Dim.AUTO',
+        ['tests/layers/test_local_self_attention.py::test_stride_by_queries_exports_for_any_size'],
+    ),
+    (
         (2, 5),
         'torch.nn.attention.flex_attention',
         ['tests/benchmarks/test_attention_gpu.py::test_flex_attention_computes_the_same'],
@@ -40,6 +45,7 @@ NEEDS = [
             'tests/ops/test_torch_library.py::test_exports',
             'tests/ops/test_cuda_host.py::test_compiles_as_an_operator',
             'tests/export/test_fuse.py::test_a_program_of_it_computes_the_same',
+            'tests/layers/test_local_self_attention.py::test_stride_by_queries_compiles_as_one_graph',
         ],
     ),
     (
@@ -55,6 +61,7 @@ NEEDS = [
             'tests/layers/test_local_self_attention.py::test_stride_by_queries_keeps_each_strides_pixel',
             'tests/layers/test_local_self_attention.py::test_a_constant_query_is_counted',
             'tests/layers/test_projected_attention.py::test_flops_of_a_layer_are_counted',
+            'tests/layers/test_projected_attention.py::test_flops_of_a_layer_with_a_stride_are_counted',
             'tests/test_import.py::test_looking_for_a_module_does_not_count_as_importing_it',
         ],
     ),
