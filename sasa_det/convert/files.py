@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Callable, Dict, Mapping, Optional
@@ -34,8 +35,6 @@ param_scheduler = [
 ]
 optim_wrapper = dict(optimizer=dict(lr={lr}), paramwise_cfg={paramwise})
 """
-# Of the learning rate that the detector was trained with.
-FINETUNE_LR = 0.2
 # Of queries, keys and positions, as a factor to that of the other weights. Content comes in by
 # training alone, and less of it at a lower rate, such as that of configs that train from random weights.
 LOGITS_LR = 1.0
@@ -143,12 +142,30 @@ def write_finetuning(
         FINETUNE.format(
             base=config_literal(converted.name),
             epochs=epochs,
-            lr=config_literal(FINETUNE_LR * config.optim_wrapper.optimizer.lr),
+            lr=config_literal(
+                share_of_lr(epochs, config.train_cfg.max_epochs) * config.optim_wrapper.optimizer.lr
+            ),
             paramwise=config_literal(paramwise),
         ),
         encoding='utf-8',
     )
     return path
+
+
+def share_of_lr(epochs: int, trained: int) -> float:
+    """Return the share of the learning rate that a cosine schedule has left, so many epochs before its end.
+
+    A short fine-tuning at a higher rate ends worse than it began, and a long one at a lower rate gains less.
+
+    Args:
+        epochs: Of fine-tuning.
+        trained: Epochs that the detector was trained for.
+
+    Examples:
+        >>> [round(share_of_lr(epochs, 12), 3) for epochs in (1, 2, 4, 12, 24)]
+        [0.017, 0.067, 0.25, 1.0, 1.0]
+    """
+    return (1 - math.cos(math.pi * min(1.0, epochs / trained))) / 2
 
 
 def check_finetuning(config: Config, epochs: int) -> None:
