@@ -22,7 +22,8 @@ for argument in "$@"; do
     esac
 done
 [[ -n "$compiles" && -n "$source" ]] || exec "$real" "$@"
-if [[ -z "${SASA_PCH_DIR:-}" ]] || ! command -v flock >/dev/null; then
+# A binding to Python includes pybind11's headers before torch's. The other order would change its code.
+if [[ -z "${SASA_PCH_DIR:-}" || "${source##*/}" == pybind.cpp ]] || ! command -v flock >/dev/null; then
     exec "$real" "$@" -g0
 fi
 

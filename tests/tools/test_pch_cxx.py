@@ -138,6 +138,13 @@ def test_without_flock_or_a_folder_files_are_compiled_as_usual(place):
     assert calls(place) == [[*compile_arguments(), '-g0']] * 2
 
 
+def test_a_binding_to_python_is_compiled_as_usual(place):
+    """Its headers come in an order that changes its code."""
+    arguments = compile_arguments('pybind', 'csrc/pytorch/pybind.cpp')
+    assert call(place, *arguments, SASA_REAL_CXX=stub(place)).returncode == 0
+    assert calls(place) == [[*arguments, '-g0']]
+
+
 def test_a_header_that_does_not_compile_is_tried_once(place):
     compiler = stub(place, before='[[ " $* " != *" c++-header "* ]] || exit 1')
     first, second = (
