@@ -13,13 +13,14 @@ parts' times. Triton's kernels were measured on an H200, so they show how far th
 import argparse
 import sys
 from collections import Counter
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Dict, NamedTuple
 
 import torch
 
 from sasa_det.ops.backends.cuda_launches import KERNELS, Variant, cut
 from sasa_det.ops.window import Window
 
+from ..paper.markdown import format_table
 from . import cuda_builds, sass
 
 SHAPE, KERNEL_SIZE, HEADS = (16, 256, 100, 168), 7, 8
@@ -178,25 +179,19 @@ def as_markdown(backends: Dict[str, Dict[str, Dict[str, float]]]) -> str:
     Args:
         backends: By backend and kernel, what :func:`predict` gives.
     """
-    rows: List[Sequence[str]] = [
-        ('backend', 'direction', 'predicted ms', 'measured ms'),
-        ['---'] * 4,
-    ]
+    # Kernels have their parts in another order each.
+    parts = list(next(iter(backends.values()))['forward'])
+    directions, kernels = [], []
     for backend, times in backends.items():
         for direction, ms in total(times).items():
             measured = f'{MEASURED[direction]:.2f}' if backend == 'triton' else '–'
-            rows.append((backend, direction, f'{ms:.2f}', measured))
-    text = _table(rows)
-    parts = list(next(iter(backends.values()))['forward'])
-    rows = [('backend', 'kernel', *parts), ['---'] * (2 + len(parts))]
-    for backend, times in backends.items():
+            directions.append((backend, direction, f'{ms:.2f}', measured))
         for kernel, each in times.items():
-            rows.append((backend, kernel, *(f'{each.get(part, 0):.3f}' for part in parts)))
-    return f'{text}\nMilliseconds of the parts:\n\n{_table(rows)}'
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+            kernels.append((backend, kernel, *(f'{each[part]:.3f}' for part in parts)))
+    return (
+        f'{format_table(("backend", "direction", "predicted ms", "measured ms"), directions)}\n\n'
+        f'Milliseconds of the parts:\n\n{format_table(("backend", "kernel", *parts), kernels)}\n'
+    )
 
 
 def main() -> None:
