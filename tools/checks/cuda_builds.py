@@ -34,6 +34,7 @@ from sasa_det.ops.backends.cuda_launches import (
 )
 from sasa_det.ops.window import Window
 
+from ..paper.markdown import format_table
 from . import sass
 
 # Bytes of shared memory that one block may take, CUDA C++ Programming Guide, technical specifications.
@@ -192,8 +193,7 @@ def main() -> None:
             if found['local'] or (plain and any(beyond)):
                 wrong.append(rows[-1])
     for table in filter(None, (rows, wrong)):
-        lines = (titles, ['---'] * len(titles), *table)
-        print('\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines), end='\n\n')
+        print(format_table(titles, [[*map(str, row)] for row in table]), end='\n\n')
     print(f'{len(rows)} kernels, {len(wrong)} beyond a limit')
     print(f'{large} variants take more shared memory than there is')
     sys.exit(bool(wrong))

@@ -27,6 +27,7 @@ from sasa_det.ops.backends import triton_kernels
 from sasa_det.ops.backends.triton_launches import backward_launches, forward_launch
 from sasa_det.ops.window import Window, empty_output
 
+from ..paper.markdown import format_table
 from . import sass
 
 # Bytes of shared memory that one program may take, CUDA C++ Programming Guide, technical specifications.
@@ -181,8 +182,7 @@ def main() -> None:
             if used['spilt'] > TOLERATED or used['shared'] > SHARED[capability]:
                 wrong.append(rows[-1])
     for table in filter(None, (rows, wrong)):
-        lines = (titles, ['---'] * len(titles), *table)
-        print('\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines), end='\n\n')
+        print(format_table(titles, [[*map(str, row)] for row in table]), end='\n\n')
     print(f'{len(rows)} kernels, {len(wrong)} that spill or do not fit')
     sys.exit(bool(wrong))
 
