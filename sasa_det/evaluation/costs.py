@@ -134,11 +134,11 @@ def _linear(module: nn.Linear, shape: Sequence[int], output: Tensor) -> tuple:
 def _attention(module: LocalSelfAttention2d, shape: Sequence[int], output: Tensor) -> tuple:
     batch, _, height, width = shape
     ours = count_layer_macs(module, shape)
-    if module.rel_row is None:
+    if module.rel_row is None or module.is_static:
         return ours, ours
     # The paper counts q.r at each of the k * k offsets, we a row and a column term.
     more = module.kernel_size * (module.kernel_size - 1)
-    return ours + batch * height * width * module.out_channels * more, ours
+    return ours + batch * height * width * module.hidden_channels * more, ours
 
 
 def _stem(module: AttentionStem, shape: Sequence[int], output: Tensor) -> tuple:

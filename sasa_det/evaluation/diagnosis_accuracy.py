@@ -117,13 +117,13 @@ def _replacements(layer: LocalSelfAttention2d, away: str, query: Optional[Tensor
     """Name the attributes of a layer to replace, and by what."""
     found, like = {}, next(layer.value.parameters())
     if away != 'q.r' and layer.key is not None:
-        key = new_projection(layer.in_channels, layer.out_channels, bias=False)
+        key = new_projection(layer.in_channels, layer.hidden_channels, bias=False)
         found['key'] = _frozen(key.to(like), torch.zeros(()))
     if away == 'q.r' and layer.rel_row is not None:
         for name in ('rel_row', 'rel_col'):
             found[name] = nn.Parameter(torch.zeros_like(getattr(layer, name)), requires_grad=False)
     if away == 'pixel' and layer.rel_row is not None:
-        found['query'] = _frozen(ConstantProjection(layer.out_channels).to(like), query)
+        found['query'] = _frozen(ConstantProjection(layer.hidden_channels).to(like), query)
     return found.items()
 
 

@@ -49,9 +49,9 @@ class LocalSelfAttention2d(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; those of the input by default. Divisible by num_heads.
+        out_channels: Channels of the output; those of the input by default.
         kernel_size: Window size in pixels, odd.
-        num_heads: Number of attention heads.
+        num_heads: Number of attention heads; divides hidden_channels.
         stride: Distance in pixels between outputs, see downsample. The output has Conv2d's size,
             ceil(H / stride).
         dilation: Distance in pixels between neighbours in a window.
@@ -78,11 +78,14 @@ class LocalSelfAttention2d(nn.Module):
             of the others; not in the paper.
         constant_query: Learn one query for all pixels in the place of a projection. With logits='qr' the
             weights are then the same at every pixel: a learned shift of each head, as a control of what
-            attention is worth. Not in the paper.
+            attention is worth. Such a layer is computed as a depthwise convolution of the values, unless
+            border or backend are set. Not in the paper.
         init_lead: With init='neighbours' or 'centre', by how many nats the logit of the cell that a head
             points at exceeds those of the other rows and columns, at least. 8 by default.
         keep_projections: Keep queries, keys and values for the backward, which otherwise projects the input
             again. That is faster, but the layer then holds four maps rather than one.
+        hidden_channels: Channels of queries, keys and values, all heads together. By default those of the
+            output, as in the paper; others need out_proj.
 
     Shape:
         (B, in_channels, H, W) to (B, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -118,16 +121,18 @@ class LocalSelfAttention2d(nn.Module):
         constant_query: bool = False,
         init_lead: Optional[float] = None,
         keep_projections: bool = False,
+        hidden_channels: Optional[int] = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
+        hidden_channels = out_channels if hidden_channels is None else hidden_channels
         kernel_size = _as_one('kernel_size', kernel_size)
         stride, dilation = _as_one('stride', stride), _as_one('dilation', dilation)
         logits = _choose_logits(position, logits)
         init = _choose_init(init, bias, position)
         init_lead = _choose_lead(init_lead, init)
         check_window(kernel_size, num_heads, dilation, border, scale, backend)
-        _check_channels(in_channels, out_channels, num_heads, position)
+        _check_channels(in_channels, out_channels, hidden_channels, num_heads, position, out_proj)
         if not isinstance(stride, int) or stride < 1:
             raise ValueError(f'stride must be an integer of at least 1, but is {stride!r}')
         if downsample not in DOWNSAMPLES:
@@ -139,6 +144,7 @@ class LocalSelfAttention2d(nn.Module):
 
         self.in_channels = in_channels
         self.out_channels = out_channels
+        self.hidden_channels = hidden_channels
         self.kernel_size = kernel_size
         self.num_heads = num_heads
         self.stride = stride
@@ -157,14 +163,14 @@ class LocalSelfAttention2d(nn.Module):
         self.value_std = in_channels**-0.5 if value_std is None else value_std
 
         if constant_query:
-            self.query = ConstantProjection(out_channels)
+            self.query = ConstantProjection(hidden_channels)
         else:
-            self.query = new_projection(in_channels, out_channels, bias)
-        self.key = new_projection(in_channels, out_channels, False) if 'qk' in logits else None
-        self.value = new_projection(in_channels, out_channels, bias)
-        self.out_proj = new_projection(out_channels, out_channels, bias) if out_proj else None
+            self.query = new_projection(in_channels, hidden_channels, bias)
+        self.key = new_projection(in_channels, hidden_channels, False) if 'qk' in logits else None
+        self.value = new_projection(in_channels, hidden_channels, bias)
+        self.out_proj = new_projection(hidden_channels, out_channels, bias) if out_proj else None
         if 'qr' in logits:
-            depth = out_channels // num_heads
+            depth = hidden_channels // num_heads
             shape = (num_heads if position_per_head else 1, depth // 2, kernel_size)
             self.rel_row = nn.Parameter(torch.empty(shape))
             self.rel_col = nn.Parameter(torch.empty(shape))
@@ -185,7 +191,7 @@ class LocalSelfAttention2d(nn.Module):
 
     def _reset_positions(self) -> None:
         if self.rel_row is not None:
-            std = (self.out_channels // self.num_heads) ** -0.25
+            std = (self.hidden_channels // self.num_heads) ** -0.25
             nn.init.normal_(self.rel_row, std=std)
             nn.init.normal_(self.rel_col, std=std)
 
@@ -199,7 +205,7 @@ class LocalSelfAttention2d(nn.Module):
         """
         if self.init == 'random' or self.kernel_size == 1:
             return
-        depth = self.out_channels // self.num_heads
+        depth = self.hidden_channels // self.num_heads
         half, entry = depth // 2, depth**-0.25
         # Offsets -1, 0 and 1 are three directions of a plane, 120 degrees apart; a query along one
         # of them prefers it. At depth 2 there is only a line, which has room for the pixel itself
@@ -223,7 +229,7 @@ class LocalSelfAttention2d(nn.Module):
 
     def init_weights(self) -> None:
         """Draw all weights anew; the name that mmengine and mmcv call it by."""
-        depth = self.out_channels // self.num_heads
+        depth = self.hidden_channels // self.num_heads
         # Var(q.k) = d * Var(q) * Var(k) = 1 for an input of unit variance; the same for q.r.
         std = self.in_channels**-0.5 * depth**-0.25
         if self.init != 'random':
@@ -237,7 +243,7 @@ class LocalSelfAttention2d(nn.Module):
             draw(self.key, std)
         draw(self.value, self.value_std)
         if self.out_proj is not None:
-            draw(self.out_proj, self.out_channels**-0.5)
+            draw(self.out_proj, self.hidden_channels**-0.5)
         self._reset_positions()
         self._point_heads()
 
@@ -256,7 +262,9 @@ class LocalSelfAttention2d(nn.Module):
         )
         tables = (self.rel_row, self.rel_col)
         projections = [each for each in (self.query, self.key, self.value) if each is not None]
-        if all(map(is_plain, projections)):
+        if self.is_static and self.backend == 'auto':
+            x = self._attend_statically(x, options['stride'])
+        elif all(map(is_plain, projections)):
             weights = [each.weight for each in projections]
             biases = [each.bias for each in projections]
             keep = self.keep_projections
@@ -274,6 +282,32 @@ class LocalSelfAttention2d(nn.Module):
             # a dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return x
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the weights of all windows are the same, so that a depthwise convolution can apply them."""
+        return self.constant_query and self.key is None and self.border == 'zeros'
+
+    def _attend_statically(self, x: Tensor, stride: int) -> Tensor:
+        # With weights that no pixel changes, attention is a depthwise convolution of the values.
+        check_map(x, self.in_channels, self.value.weight.dtype if is_plain(self.value) else None)
+        value = project_by(self.value, x)
+        query = self.query(x.new_empty(self.in_channels)).view(self.num_heads, 2, -1, 1)
+        # Logits in float32 at least, as in the operator.
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        rows, cols = (
+            (self.scale * (query[:, axis].to(dtype) * table.to(dtype)).sum(1)).softmax(1)
+            for axis, table in enumerate((self.rel_row, self.rel_col))
+        )
+        weights = (rows[:, None, :, None] * cols[:, None, None]).to(value.dtype)
+        return F.conv2d(
+            value,
+            weights.repeat_interleave(self.hidden_channels // self.num_heads, 0),
+            stride=stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.hidden_channels,
+        )
 
     @torch.no_grad()
     def attention_weights(self, x: Tensor, points: Tensor) -> Tensor:
@@ -337,7 +371,8 @@ class LocalSelfAttention2d(nn.Module):
         """Describe the layer's options, as torch's layers do."""
         return (
             f'{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, '
-            f'num_heads={self.num_heads}, stride={self.stride}, dilation={self.dilation}, '
+            f'num_heads={self.num_heads}, hidden_channels={self.hidden_channels}, stride={self.stride}, '
+            f'dilation={self.dilation}, '
             f'position={self.position!r}, logits={self.logits!r}, border={self.border!r}, '
             f'scale={self.scale}, backend={self.backend!r}, init={self.init!r}, '
             f'downsample={self.downsample!r}, constant_query={self.constant_query}'
@@ -398,16 +433,32 @@ def _choose_lead(init_lead: Optional[float], init: str) -> float:
     return float(init_lead)
 
 
-def _check_channels(in_channels: int, out_channels: int, num_heads: int, position: str) -> None:
-    for name, channels in (('in_channels', in_channels), ('out_channels', out_channels)):
+def _check_channels(
+    in_channels: int,
+    out_channels: int,
+    hidden_channels: int,
+    num_heads: int,
+    position: str,
+    out_proj: bool,
+) -> None:
+    for name, channels in (
+        ('in_channels', in_channels),
+        ('out_channels', out_channels),
+        ('hidden_channels', hidden_channels),
+    ):
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(f'{name} must be an integer of at least 1, but is {channels!r}')
-    if out_channels % num_heads:
-        raise ValueError(f'num_heads must divide out_channels, {out_channels}, but is {num_heads}')
-    if position == 'relative' and out_channels // num_heads % 2:
+    if hidden_channels != out_channels and not out_proj:
         raise ValueError(
-            f"position='relative' needs an even number of channels per head, but out_channels="
-            f'{out_channels} over num_heads={num_heads} is {out_channels // num_heads}'
+            f'hidden_channels must be out_channels, {out_channels}, without out_proj, but is {hidden_channels}'
+        )
+    divided = 'out_channels' if hidden_channels == out_channels else 'hidden_channels'
+    if hidden_channels % num_heads:
+        raise ValueError(f'num_heads must divide {divided}, {hidden_channels}, but is {num_heads}')
+    if position == 'relative' and hidden_channels // num_heads % 2:
+        raise ValueError(
+            f"position='relative' needs an even number of channels per head, but {divided}="
+            f'{hidden_channels} over num_heads={num_heads} is {hidden_channels // num_heads}'
         )
     if position == 'absolute':
         check_sinusoidal_channels(in_channels)

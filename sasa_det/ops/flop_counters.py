@@ -188,10 +188,10 @@ def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
     macs = prod(query_size) * weights(layer.query, layer.out_proj)
     macs += prod(size) * weights(layer.key, layer.value)
     return batch * macs + count_macs(
-        (batch, layer.out_channels, *query_size),
+        (batch, layer.hidden_channels, *query_size),
         layer.kernel_size,
         has_key=layer.key is not None,
-        has_positions=layer.rel_row is not None,
+        has_positions=layer.rel_row is not None and not layer.is_static,
     )
 
 

@@ -1,10 +1,13 @@
 """The layer: its formula, its options, its place in a ConvModule."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_det.layers import LocalSelfAttention2d
@@ -81,9 +84,84 @@ def test_with_a_constant_query_of_positions_alone_all_pixels_share_their_weights
     torch.testing.assert_close(output, expected)
     output.square().sum().backward()
     assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
-    # Neither q nor k is projected.
+    # Neither q nor k is projected, and no logits are computed.
     plain = small(logits='qr', bias=True)
-    assert count_layer_macs(plain, X.shape) - count_layer_macs(layer, X.shape) == 2 * 63 * 16 * 24
+    saved = 2 * 63 * 24 * (16 + layer.kernel_size)
+    assert count_layer_macs(plain, X.shape) - count_layer_macs(layer, X.shape) == saved
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(stride=2, scale=0.5, out_proj=True),
+        dict(stride=3, downsample='query', dilation=2, position_per_head=True),
+        dict(out_proj=True, hidden_channels=40, init='random'),
+    ],
+    ids=str,
+)
+def test_a_static_layer_is_computed_as_a_convolution(options):
+    options = dict(logits='qr', bias=True, constant_query=True, **options)
+    layer, operator = small(**options), small(**options, backend='eager')
+    nn.init.normal_(layer.value.bias)
+    operator.load_state_dict(layer.state_dict())
+    names, results = [], []
+    for each in (layer, operator):
+        leaf = X.clone().requires_grad_()
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            output = each(leaf)
+        names.append({event.key for event in profiled.key_averages()})
+        leaves = [leaf, *each.parameters()]
+        results.append((output, *torch.autograd.grad(output.square().sum(), leaves)))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+    attends = [any('local_attention' in name for name in found) for found in names]
+    assert attends == [False, True]
+
+
+def test_a_static_layer_keeps_precision_and_refuses_as_others_do():
+    layer = small(logits='qr', bias=True, constant_query=True).float()
+    rounded = copy.deepcopy(layer).bfloat16()
+    exact = copy.deepcopy(rounded).float()  # of the rounded weights
+    x = X.bfloat16()
+    difference = (rounded(x).float() - exact(x.float())).abs().max()
+    assert difference < 0.03 * exact(x.float()).abs().max()
+    with torch.autocast('cpu', torch.bfloat16):
+        assert layer(X.float()).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match='weights in torch.float32 takes that type'):
+        layer(X)
+    with pytest.raises(ValueError, match='in_channels=16 takes'):
+        layer(X[:, :5].float())
+
+
+def test_a_hook_of_a_constant_query_is_heard():
+    layer = small(logits='qr', bias=True, constant_query=True)
+    layer.query.register_forward_hook(lambda module, args, output: 0 * output)
+    mean = F.avg_pool2d(conv(X, layer.value), 3, 1, 1)
+    torch.testing.assert_close(layer(X), mean)
+
+
+@pytest.mark.parametrize('options', [dict(), dict(logits='qr'), dict(position='absolute')], ids=str)
+def test_hidden_channels(options):
+    layer = small(hidden_channels=40, out_proj=True, **options)
+    parts = [each for each in (layer.query, layer.key, layer.value) if each is not None]
+    assert {each.weight.shape for each in parts} == {(40, 16)}
+    assert layer.out_proj.weight.shape == (24, 40)
+    maps = [
+        None if each is None else conv(X, each) for each in (layer.query, layer.key, layer.value)
+    ]
+    if options.get('position') == 'absolute':
+        shifted = X + sinusoidal_positions(X)
+        maps = [conv(shifted, each) for each in parts]
+    attended = local_attention(
+        *maps, layer.rel_row, layer.rel_col, kernel_size=3, num_heads=4, backend='reference'
+    )
+    torch.testing.assert_close(layer(X), conv(attended, layer.out_proj))
+    with FlopCounterMode(display=False) as counter:
+        layer(X)
+    assert counter.get_total_flops() == 2 * count_layer_macs(layer, X.shape)
+    weights = layer.attention_weights(X[:1], torch.tensor([[4, 3]]))
+    assert weights.shape == (1, 4, 3, 3)
 
 
 def test_a_constant_query_is_counted_with_and_without_gradients():
@@ -422,6 +500,14 @@ def test_attention_terms_are_the_two_products_of_the_formula(logits):
         ),
         (dict(num_heads=5), 'num_heads must divide out_channels, 24, but is 5'),
         (dict(num_heads=24), "position='relative' needs an even number of channels per head"),
+        (
+            dict(hidden_channels=32),
+            'hidden_channels must be out_channels, 24, without out_proj, but is 32',
+        ),
+        (
+            dict(hidden_channels=30, out_proj=True),
+            'num_heads must divide hidden_channels, 30, but is 4',
+        ),
         (dict(stride=0), 'stride must be an integer of at least 1, but is 0'),
         (dict(downsample='max'), r"downsample must be one of \('pool', 'query'\), but is 'max'"),
         (dict(border='wrap'), r"border must be one of \('zeros', 'mask'\), but is 'wrap'"),
