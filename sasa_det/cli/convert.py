@@ -55,6 +55,15 @@ def add_to(commands) -> None:
         help='window size in pixels, odd (default: %(default)s)',
     )
     parser.add_argument(
+        '--static', action='store_true',
+        help='give each attention the same weights at every pixel: it has no queries and keys, takes less time '
+        'and cannot learn to look at content',
+    )  # fmt: skip
+    parser.add_argument(
+        '--expansion', type=int, default=1, metavar='FACTOR',
+        help="channels of each attention, as a multiple of the output's (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         '--budget', metavar='KIND=AMOUNT',
         help="convert only the layers that are worth it: for so much of the detector's time or flops, such as "
         'time=0.8 or time=least, or for so much AP that may be lost, such as ap=-1.0',
@@ -159,7 +168,7 @@ def _as_typed(options: argparse.Namespace) -> str:
     )
     for name, value in vars(options).items():
         if name in default and value != getattr(default, name):
-            values = value if isinstance(value, list) else [value]
+            values = value if isinstance(value, list) else [] if value is True else [value]
             parts += [f'--{name.replace("_", "-")}', *map(str, values)]
     return shlex.join(parts)
 

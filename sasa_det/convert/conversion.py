@@ -43,6 +43,8 @@ def convert(
     num_heads: int = 8,
     kernel_size: int = 5,
     layers: Sequence[str] = ('*',),
+    static: bool = False,
+    expansion: int = 1,
     stages: Sequence[Stage] = (run_all,),
     seed: int = 0,
     choices: Optional[Mapping[str, Choice]] = None,
@@ -53,7 +55,7 @@ def convert(
 
     Layer by layer, values, heads and output projection are fitted to what the convolution computes on the
     images. Before further training the attention is a low-rank convolution: queries and keys have weights
-    of zero, so a head looks at the same neighbours from each pixel.
+    of zero, so a head looks at the same neighbours from each pixel. A static one stays so.
 
     Args:
         model: Any model; its batch must be the first dimension of what goes through its convolutions.
@@ -61,10 +63,12 @@ def convert(
         num_heads: Heads of each attention.
         kernel_size: Window size in pixels of each attention, odd, at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
+        static: Give each attention the same weights at every pixel, so that it needs no queries and keys.
+        expansion: Channels of each attention, as a multiple of the output's.
         stages: What runs the model, one after the other. A stage is run again while layers that it calls
             several times are fitted.
         seed: Of the pixels that layers are fitted to.
-        choices: What becomes of each convolution, instead of num_heads, kernel_size and layers.
+        choices: What becomes of each convolution, instead of what the arguments above choose.
         done: State dicts of layers that an interrupted conversion has converted, by name.
         tell: Called before and after each layer is fitted.
 
@@ -85,7 +89,7 @@ def convert(
     if len(images) < 2:
         raise ValueError(f'a conversion needs at least two images, but there are {len(images)}')
     if choices is None:
-        choices = choose_layers(model, num_heads, kernel_size, layers)
+        choices = choose_layers(model, num_heads, kernel_size, layers, static, expansion)
     attention = {
         name: choice.attn_cfg for name, choice in choices.items() if choice.attn_cfg is not None
     }

@@ -33,6 +33,8 @@ class Settings(NamedTuple):
         parts: Which parts to convert.
         heads: Of each attention.
         kernel_size: Of each attention.
+        static: Whether each attention has the same weights at every pixel.
+        expansion: Channels of each attention, as a multiple of the output's.
         budget: What :func:`sasa_det.convert.budget.read_budget` reads, or None.
         seed: Of the choice of images and pixels.
         device: Such as ``cpu``.
@@ -47,6 +49,8 @@ class Settings(NamedTuple):
     parts: Sequence[str]
     heads: int
     kernel_size: int
+    static: bool
+    expansion: int
     budget: Optional[str]
     seed: int
     device: str
@@ -107,7 +111,12 @@ class DetectorConversion:
         settings = self.settings
         self.model = load_detector(self.config, settings.checkpoint, settings.device)
         self.choices = choose_detectors_layers(
-            self.model, settings.parts, settings.heads, settings.kernel_size
+            self.model,
+            settings.parts,
+            settings.heads,
+            settings.kernel_size,
+            settings.static,
+            settings.expansion,
         )
         self.stages = stages_of(self.model)
         if self.budget and self.budget.kind == 'ap':

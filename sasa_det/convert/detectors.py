@@ -51,6 +51,8 @@ def choose_detectors_layers(
     parts: Sequence[str] = DEFAULT_PARTS,
     num_heads: int = 8,
     kernel_size: int = 5,
+    static: bool = False,
+    expansion: int = 1,
 ) -> Dict[str, Choice]:
     """Decide for each spatial convolution of a detector whether it becomes attention.
 
@@ -59,6 +61,8 @@ def choose_detectors_layers(
         parts: Of PARTS, those to convert.
         num_heads: Heads of each attention.
         kernel_size: Window size of each attention.
+        static: See :func:`sasa_det.convert.layers.choose_layers`.
+        expansion: The same.
 
     Returns:
         What becomes of each spatial convolution, by its name.
@@ -69,7 +73,7 @@ def choose_detectors_layers(
     for part in parts:
         if part not in PARTS:
             raise ValueError(f'parts may hold {", ".join(PARTS)}, but has {part!r}')
-    choices = choose_layers(model, num_heads, kernel_size)
+    choices = choose_layers(model, num_heads, kernel_size, static=static, expansion=expansion)
     for name, choice in choices.items():
         part = part_of(name, model)
         if choice.attn_cfg is None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import LocalSelfAttention2d
-from ..layers.replace import POINTWISE, Replacement
 from .fit import StaticAttention
 
 # Below so many channels an image is read, and a head would see nothing.
@@ -35,6 +34,8 @@ def choose_layers(
     num_heads: int = 8,
     kernel_size: int = 5,
     layers: Sequence[str] = ('*',),
+    static: bool = False,
+    expansion: int = 1,
 ) -> Dict[str, Choice]:
     """Decide for each spatial convolution of a model whether it becomes attention.
 
@@ -43,6 +44,8 @@ def choose_layers(
         num_heads: Heads of each attention, at most; as many as divide its channels into even numbers.
         kernel_size: Window size of each attention, odd and at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
+        static: Give each attention the same weights at every pixel, so that it needs no queries and keys.
+        expansion: Channels of each attention, as a multiple of the output's.
 
     Returns:
         What becomes of each convolution larger than 1 x 1, by its name.
@@ -61,6 +64,8 @@ def choose_layers(
         )
     if not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f'num_heads must be an integer of at least 1, but is {num_heads!r}')
+    if not isinstance(expansion, int) or expansion < 1:
+        raise ValueError(f'expansion must be an integer of at least 1, but is {expansion!r}')
     spatial = {
         name: module
         for name, module in model.named_modules()
@@ -72,7 +77,7 @@ def choose_layers(
                 f'{pattern!r} matches no spatial convolution; there are {", ".join(spatial)}'
             )
     choices = {
-        name: _choose(conv, num_heads, kernel_size)
+        name: _choose(conv, num_heads, kernel_size, static, expansion)
         if any(fnmatchcase(name, pattern) for pattern in layers)
         else Choice(None, 'it was not asked for')
         for name, conv in spatial.items()
@@ -96,33 +101,32 @@ def is_plain_convolution(conv: nn.Conv2d) -> bool:
 
 
 def write_static_attention(
-    layer: Replacement, fitted: StaticAttention, generator: Optional[torch.Generator] = None
+    layer: LocalSelfAttention2d,
+    fitted: StaticAttention,
+    generator: Optional[torch.Generator] = None,
 ) -> None:
     """Set a layer's weights, such that its windows are those of a static attention.
 
     The query's bias makes the preferences of the relative positions. The weights of queries and keys are
-    zero; both learn from there, as the bias gives keys a gradient, and the positions give one to queries.
+    zero, if there are any; both learn from there, as the bias gives keys a gradient, and the positions give
+    one to queries.
 
     Args:
         layer: What :func:`sasa_det.layers.replace.replacement` built.
         fitted: The static attention.
         generator: Draws, on the CPU, what the query's bias leaves of the relative positions.
     """
-    if isinstance(layer, nn.Sequential):
-        attention, mix = layer
-        weight = mix.weight[:, :, 0, 0]
-    else:
-        attention, mix, weight = layer, layer.out_proj, layer.out_proj.weight
     with torch.no_grad():
-        nn.init.zeros_(attention.query.weight)
-        if attention.key is not None:
-            nn.init.zeros_(attention.key.weight)
-        _point_heads(attention, fitted.rows, fitted.cols, generator)
-        attention.value.weight.copy_(fitted.value.transpose(1, 2).flatten(0, 1))
+        if not layer.constant_query:
+            nn.init.zeros_(layer.query.weight)
+        if layer.key is not None:
+            nn.init.zeros_(layer.key.weight)
+        _point_heads(layer, fitted.rows, fitted.cols, generator)
+        layer.value.weight.copy_(fitted.value.transpose(1, 2).flatten(0, 1))
         # Outside of the map values are zero, as a convolution pads it.
-        nn.init.zeros_(attention.value.bias)
-        weight.copy_(fitted.output.flatten(0, 1).T)
-        mix.bias.copy_(fitted.bias)
+        nn.init.zeros_(layer.value.bias)
+        layer.out_proj.weight.copy_(fitted.output.flatten(0, 1).T)
+        layer.out_proj.bias.copy_(fitted.bias)
 
 
 def _why_not(conv: nn.Conv2d, kernel_size: int = 3) -> str:
@@ -147,24 +151,29 @@ def _class_of(conv: nn.Conv2d) -> str:
     return f'{type(conv).__module__}.{type(conv).__qualname__}'
 
 
-def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:
+def _choose(
+    conv: nn.Conv2d, num_heads: int, kernel_size: int, static: bool, expansion: int
+) -> Choice:
     reason = _why_not(conv)
     if not reason and conv.in_channels < FEWEST_CHANNELS:
         reason = f'its input has {conv.in_channels} channels'
     if reason:
         return Choice(None, reason)
     # A predictor's outputs are classes and coordinates, which heads do not divide.
-    pointwise = conv.out_channels % (2 * num_heads) != 0
-    channels = conv.in_channels if pointwise else conv.out_channels
+    channels = conv.in_channels if conv.out_channels % (2 * num_heads) else conv.out_channels
+    channels *= expansion
     # Relative positions need an even number of channels per head.
     while num_heads > 1 and channels % (2 * num_heads):
         num_heads -= 1
     if channels % (2 * num_heads):
         return Choice(None, f'{channels} channels are odd')
-    options = dict(kernel_size=kernel_size, num_heads=num_heads, bias=True)
+    options = dict(kernel_size=kernel_size, num_heads=num_heads, bias=True, out_proj=True)
     if channels // num_heads < _SHARED_DEPTH:
         options.update(position_per_head=True)
-    options.update({POINTWISE: True} if pointwise else dict(out_proj=True))
+    if channels != conv.out_channels:
+        options.update(hidden_channels=channels)
+    if static:
+        options.update(logits='qr', constant_query=True)
     if conv.stride[0] > 1:
         options.update(downsample='query')
     return Choice(options)
@@ -172,7 +181,7 @@ def _choose(conv: nn.Conv2d, num_heads: int, kernel_size: int) -> Choice:
 
 def _point_heads(layer: LocalSelfAttention2d, rows: Tensor, cols: Tensor, generator) -> None:
     """Choose query biases and tables whose products are given logits (H, k), up to a constant each."""
-    heads, depth = layer.num_heads, layer.out_channels // layer.num_heads
+    heads, depth = layer.num_heads, layer.hidden_channels // layer.num_heads
     half, entry = depth // 2, depth**-0.25
     bias = layer.query.bias.new_zeros(heads, 2, half)
     for axis, (wanted, table) in enumerate(((rows, layer.rel_row), (cols, layer.rel_col))):

@@ -361,15 +361,14 @@ class _AttentionPair(_Pair):
     def _fit(self, covariance: Covariance) -> None:
         begin = time.perf_counter()
         self._fitting.tell(self._name, None, self.student)
-        layer = self.student[0] if isinstance(self.student, nn.Sequential) else self.student
-        weight = self.conv.weight
+        layer, weight = self.student, self.conv.weight
         if self._basis is not None:
             weight = torch.einsum('ocij,cd->odij', weight, self._basis)
         fitted = fit_static_attention(
             covariance,
             weight,
             layer.num_heads,
-            layer.out_channels // layer.num_heads,
+            layer.hidden_channels // layer.num_heads,
             layer.kernel_size,
         )
         if self._basis is not None:

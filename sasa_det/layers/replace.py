@@ -1,15 +1,11 @@
 """How convolutions of any model are replaced by attention, by name."""
 
-from typing import Dict, List, Mapping, Union
+from typing import Dict, List, Mapping
 
 from torch import nn
 
 from .attn_cfg import ARGUMENTS, check_keys, naming
 from .local_self_attention import LocalSelfAttention2d
-
-Replacement = Union[LocalSelfAttention2d, nn.Sequential]
-# Beside the layer's own arguments.
-POINTWISE = 'pointwise'
 
 
 def replace_convolutions(
@@ -20,8 +16,7 @@ def replace_convolutions(
     Args:
         model: The model; changed in place.
         attention: By the convolution's name in ``model.named_modules()``, the arguments of
-            :class:`LocalSelfAttention2d` beside channels, stride and dilation. ``pointwise=True`` makes an
-            attention of the input's channels, and a pointwise convolution to those of the output.
+            :class:`LocalSelfAttention2d` beside channels, stride and dilation.
 
     Returns:
         The new modules, by name.
@@ -48,7 +43,7 @@ def replace_convolutions(
     return new
 
 
-def replacement(conv: nn.Conv2d, attn_cfg: Mapping) -> Replacement:
+def replacement(conv: nn.Conv2d, attn_cfg: Mapping) -> LocalSelfAttention2d:
     """Build what takes a convolution's place, with new weights.
 
     Args:
@@ -59,17 +54,18 @@ def replacement(conv: nn.Conv2d, attn_cfg: Mapping) -> Replacement:
         ValueError: An argument is not accepted.
 
     Examples:
-        >>> conv = nn.Conv2d(8, 30, 3, padding=1)
-        >>> [type(each).__name__ for each in replacement(conv, dict(num_heads=4, pointwise=True))]
-        ['LocalSelfAttention2d', 'Conv2d']
+        >>> conv = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        >>> replacement(conv, dict(num_heads=4)).stride
+        2
     """
-    check_keys('attn_cfg', dict(attn_cfg), (*ARGUMENTS, POINTWISE))
-    options = {name: value for name, value in attn_cfg.items() if name != POINTWISE}
-    hosts = dict(stride=conv.stride, dilation=conv.dilation)
-    if not attn_cfg.get(POINTWISE):
-        return LocalSelfAttention2d(conv.in_channels, conv.out_channels, **hosts, **options)
-    attention = LocalSelfAttention2d(conv.in_channels, **hosts, **options)
-    return nn.Sequential(attention, nn.Conv2d(conv.in_channels, conv.out_channels, 1))
+    check_keys('attn_cfg', dict(attn_cfg), ARGUMENTS)
+    return LocalSelfAttention2d(
+        conv.in_channels,
+        conv.out_channels,
+        stride=conv.stride,
+        dilation=conv.dilation,
+        **attn_cfg,
+    )
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

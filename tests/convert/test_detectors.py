@@ -297,6 +297,28 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert Progress(tmp_path, dict(seed=1)).once('time', lambda: [5.0]) == [5.0]
 
 
+def test_static_attention_has_no_queries_and_wider_ones_fit_better(
+    teacher, photos, converted, tmp_path
+):
+    assert command(
+        teacher, photos, tmp_path, '--parts', 'neck', 'head', '--static', '--expansion', '2'
+    ) == 0  # fmt: skip
+    student = load_detector(
+        Config.fromfile(tmp_path / 'tiny_converted.py'), tmp_path / 'tiny_converted.pth'
+    )
+    for layer in attention_layers(student).values():
+        assert layer.is_static and layer.hidden_channels == 2 * layer.out_channels
+    plain, wide = (
+        json.loads((folder / 'report.json').read_text()) for folder in (converted, tmp_path)
+    )
+    left = [sum(row['unexplained'] for row in report['layers']) for report in (plain, wide)]
+    assert left[1] < 0.9 * left[0]
+    # Twice as many values and outputs take the place of queries and keys.
+    sizes = [report['total']['parameters_after'] for report in (plain, wide)]
+    assert abs(sizes[1] - sizes[0]) < 0.01 * sizes[0]
+    assert '--static --expansion 2' in (tmp_path / 'index.html').read_text()
+
+
 def test_the_page_shows_the_report_and_needs_no_other_file(teacher, photos, converted):
     page = (converted / 'index.html').read_text()
     report = json.loads((converted / 'report.json').read_text())
@@ -570,6 +592,7 @@ def test_memory_bounds_the_number_of_images(teacher, photos, monkeypatch):
     [
         (['--images', 'nowhere'], 'nowhere: no such folder of images'),
         (['--heads', '0'], 'num_heads must be an integer of at least 1, but is 0'),
+        (['--expansion', '0'], 'expansion must be an integer of at least 1, but is 0'),
         (['--kernel-size', '4'], 'kernel_size must be an odd integer of at least 3, but is 4'),
         (['--finetune', '-1'], 'epochs of fine-tuning must be at least 0, but is -1'),
         (['--num-images', '1'], 'at least two images, but there are 5 and 1 are asked for'),

@@ -70,20 +70,20 @@ def test_more_heads_leave_less():
         dict(stride=2),
         dict(dilation=2, padding=2),
         dict(out_channels=64),
-        dict(out_channels=30),  # pointwise, as in a predictor
+        dict(out_channels=30),  # as in a predictor
     ],
     ids=str,
 )
 @pytest.mark.parametrize('channels', [16, 64], ids='{} channels'.format)
-def test_the_layer_computes_what_was_fitted(channels, conv):
+@pytest.mark.parametrize('static, expansion', [(False, 1), (True, 2)])
+def test_the_layer_computes_what_was_fitted(channels, conv, static, expansion):
     """Its own attention beside the static kernel that the fit describes."""
     torch.manual_seed(0)
     conv = nn.Conv2d(channels, **{'out_channels': channels, 'kernel_size': 3, 'padding': 1, **conv})
     x = smooth(4, channels, (15, 20))
-    choice = choose_layers(nn.Sequential(conv), 8, 5)['0']
+    choice = choose_layers(nn.Sequential(conv), 8, 5, static=static, expansion=expansion)['0']
     layer = replacement(conv, choice.attn_cfg).eval()
-    attention = layer[0] if isinstance(layer, nn.Sequential) else layer
-    heads, depth = attention.num_heads, attention.out_channels // attention.num_heads
+    heads, depth = layer.num_heads, layer.hidden_channels // layer.num_heads
     fitted = fit_static_attention(covariance(conv, x), conv.weight, heads, depth, 5)
     write_static_attention(layer, fitted)
     patterns = fitted.rows.softmax(1)[:, :, None] * fitted.cols.softmax(1)[:, None]
@@ -185,9 +185,13 @@ def test_what_stays_a_convolution_is_told_why():
         oblong='its stride is (1, 2)',
         odd='15 channels are odd',
     )
-    common = dict(kernel_size=5, num_heads=8, bias=True, position_per_head=True)
-    assert found['plain'].attn_cfg == dict(common, out_proj=True, downsample='query')
-    assert found['predictor'].attn_cfg == dict(common, pointwise=True)
+    common = dict(kernel_size=5, num_heads=8, bias=True, out_proj=True, position_per_head=True)
+    assert found['plain'].attn_cfg == dict(common, downsample='query')
+    assert found['predictor'].attn_cfg == dict(common, hidden_channels=16)
+    static = choose_layers(model, static=True, expansion=3)
+    more = dict(hidden_channels=48, logits='qr', constant_query=True)
+    assert static['plain'].attn_cfg == dict(common, **more, downsample='query')
+    assert static['predictor'].attn_cfg == dict(common, **more)
     only = choose_layers(model, layers=['pl*'])
     assert [name for name, choice in only.items() if choice.attn_cfg] == ['plain']
     assert only['predictor'].reason == 'it was not asked for'
