@@ -1,10 +1,12 @@
 #!/usr/bin/env python
 """Convert a RetinaNet-R50 at 640 px, then train a step of it, export it and time it; print time and memory.
 
-    python tools/checks/convert_full_size.py FOLDER --work-dir work_dirs/full_size --budget time=0.72
+    python tools/checks/convert_full_size.py FOLDER --work-dir work_dirs/full_size --static --budget time=0.72
 
-With ``--budget``, a second conversion has that budget. The inference of all is timed in one process, in turns,
-with boxes and suppression: as loaded, and with batch normalisation folded by ``sasa_det.export.fuse``.
+``--static`` and ``--expansion`` go to the conversion. With ``--budget``, a second one has that budget; if no
+choice of layers reaches it, that is told, and the rest goes on. The inference of all is timed in one process,
+in turns, with boxes and suppression: as loaded, and with batch normalisation folded by
+``sasa_det.export.fuse``.
 
 FOLDER holds any images. The weights are random; the statistics of batch normalisation are those of the images.
 So this shows what a conversion costs, not how well it does. Give ``--checkpoint`` for trained weights.
@@ -94,7 +96,9 @@ def convert(teacher: Path, options: argparse.Namespace, scale: str, out: Path, *
     subprocess.run(
         [
             *COMMAND, 'convert', CONFIG, str(teacher), '--images', options.folder, '--out', str(out),
-            '--num-images', str(options.num_images), '--num-val-images', '0', '--cfg-options', scale, *more,
+            '--num-images', str(options.num_images), '--num-val-images', '0',
+            '--expansion', str(options.expansion), *['--static'][: options.static], '--cfg-options', scale,
+            *more,
         ],
         check=True,
     )  # fmt: skip
@@ -135,6 +139,8 @@ def main() -> None:
         '--size', type=int, default=640, help='longest edge of the images, in pixels'
     )
     parser.add_argument('--num-images', type=int, default=64)
+    parser.add_argument('--static', action='store_true')
+    parser.add_argument('--expansion', type=int, default=1)
     parser.add_argument('--budget', help='of a second conversion, such as time=0.72')
     parser.add_argument(
         '--threads', type=int, default=2, help='of the timed inference (default: 2)'
@@ -154,9 +160,12 @@ def main() -> None:
     checkpoints = dict(converted=convert(teacher, options, scale, options.work_dir))
     if options.budget:
         out = options.work_dir / options.budget
-        checkpoints[options.budget] = convert(
-            teacher, options, scale, out, '--budget', options.budget
-        )
+        try:
+            checkpoints[options.budget] = convert(
+                teacher, options, scale, out, '--budget', options.budget
+            )
+        except subprocess.CalledProcessError:  # it has told why
+            pass
     checkpoint = checkpoints['converted']
     converted = checkpoint.with_suffix('.py')
     train_a_step(Config.fromfile(converted), checkpoint, options.folder)
