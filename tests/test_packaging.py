@@ -137,6 +137,9 @@ def test_the_wheel_holds_every_module_and_config(wheel):
         assert b'.debug_info' not in zipfile.ZipFile(wheel).read(kernels)
     assert 'sasa_det/export/libsasa_det_onnx.so' in held
     assert not [name for name in held if name.startswith(('tests', 'tools', 'configs'))]
+    # The sources of the GPU's kernels are compiled where there is a GPU.
+    assert 'sasa_det/ops/csrc/cuda/forward.cu' in held
+    assert not [name for name in held if re.search('csrc/.*README', name)]
 
 
 def check_wheel(*arguments):
