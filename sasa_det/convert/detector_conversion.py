@@ -34,7 +34,7 @@ class Settings(NamedTuple):
         heads: Of each attention.
         kernel_size: Of each attention.
         static: Whether each attention has the same weights at every pixel.
-        expansion: Channels of each attention, as a multiple of the output's.
+        expansion: See :func:`sasa_det.convert.layers.choose_layers`.
         budget: What :func:`sasa_det.convert.budget.read_budget` reads, or None.
         seed: Of the choice of images and pixels.
         device: Such as ``cpu``.

@@ -45,7 +45,7 @@ def choose_layers(
         kernel_size: Window size of each attention, odd and at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
         static: Give each attention the same weights at every pixel, so that it needs no queries and keys.
-        expansion: Channels of each attention, as a multiple of the output's.
+        expansion: Channels of each attention, as a multiple of the output's; in predictors, of the input's.
 
     Returns:
         What becomes of each convolution larger than 1 x 1, by its name.
@@ -161,7 +161,8 @@ def _choose(
         return Choice(None, reason)
     # A predictor's outputs are classes and coordinates, which heads do not divide.
     channels = conv.in_channels if conv.out_channels % (2 * num_heads) else conv.out_channels
-    channels *= expansion
+    # More would have nothing to do: a head sees each of the input's channels once, at nine places.
+    channels = min(expansion * channels, min(num_heads, 9) * conv.in_channels)
     # Relative positions need an even number of channels per head.
     while num_heads > 1 and channels % (2 * num_heads):
         num_heads -= 1

@@ -134,7 +134,7 @@ def _linear(module: nn.Linear, shape: Sequence[int], output: Tensor) -> tuple:
 def _attention(module: LocalSelfAttention2d, shape: Sequence[int], output: Tensor) -> tuple:
     batch, _, height, width = shape
     ours = count_layer_macs(module, shape)
-    if module.rel_row is None or module.is_static:
+    if module.rel_row is None:
         return ours, ours
     # The paper counts q.r at each of the k * k offsets, we a row and a column term.
     more = module.kernel_size * (module.kernel_size - 1)

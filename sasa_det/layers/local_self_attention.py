@@ -78,8 +78,7 @@ class LocalSelfAttention2d(nn.Module):
             of the others; not in the paper.
         constant_query: Learn one query for all pixels in the place of a projection. With logits='qr' the
             weights are then the same at every pixel: a learned shift of each head, as a control of what
-            attention is worth. Such a layer is computed as a depthwise convolution of the values, unless
-            border or backend are set. Not in the paper.
+            attention is worth. Not in the paper.
         init_lead: With init='neighbours' or 'centre', by how many nats the logit of the cell that a head
             points at exceeds those of the other rows and columns, at least. 8 by default.
         keep_projections: Keep queries, keys and values for the backward, which otherwise projects the input
@@ -262,9 +261,7 @@ class LocalSelfAttention2d(nn.Module):
         )
         tables = (self.rel_row, self.rel_col)
         projections = [each for each in (self.query, self.key, self.value) if each is not None]
-        if self.is_static and self.backend == 'auto':
-            x = self._attend_statically(x, options['stride'])
-        elif all(map(is_plain, projections)):
+        if all(map(is_plain, projections)):
             weights = [each.weight for each in projections]
             biases = [each.bias for each in projections]
             keep = self.keep_projections
@@ -282,32 +279,6 @@ class LocalSelfAttention2d(nn.Module):
             # a dark edge.
             x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         return x
-
-    @property
-    def is_static(self) -> bool:
-        """Whether the weights of all windows are the same, so that a depthwise convolution can apply them."""
-        return self.constant_query and self.key is None and self.border == 'zeros'
-
-    def _attend_statically(self, x: Tensor, stride: int) -> Tensor:
-        # With weights that no pixel changes, attention is a depthwise convolution of the values.
-        check_map(x, self.in_channels, self.value.weight.dtype if is_plain(self.value) else None)
-        value = project_by(self.value, x)
-        query = self.query(x.new_empty(self.in_channels)).view(self.num_heads, 2, -1, 1)
-        # Logits in float32 at least, as in the operator.
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        rows, cols = (
-            (self.scale * (query[:, axis].to(dtype) * table.to(dtype)).sum(1)).softmax(1)
-            for axis, table in enumerate((self.rel_row, self.rel_col))
-        )
-        weights = (rows[:, None, :, None] * cols[:, None, None]).to(value.dtype)
-        return F.conv2d(
-            value,
-            weights.repeat_interleave(self.hidden_channels // self.num_heads, 0),
-            stride=stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.hidden_channels,
-        )
 
     @torch.no_grad()
     def attention_weights(self, x: Tensor, points: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def count_layer_macs(layer, input_shape: Sequence[int]) -> int:
         (batch, layer.hidden_channels, *query_size),
         layer.kernel_size,
         has_key=layer.key is not None,
-        has_positions=layer.rel_row is not None and not layer.is_static,
+        has_positions=layer.rel_row is not None,
     )
 
 

@@ -307,7 +307,8 @@ def test_static_attention_has_no_queries_and_wider_ones_fit_better(
         Config.fromfile(tmp_path / 'tiny_converted.py'), tmp_path / 'tiny_converted.pth'
     )
     for layer in attention_layers(student).values():
-        assert layer.is_static and layer.hidden_channels == 2 * layer.out_channels
+        assert layer.constant_query and layer.logits == 'qr'
+        assert layer.hidden_channels == 2 * layer.out_channels
     plain, wide = (
         json.loads((folder / 'report.json').read_text()) for folder in (converted, tmp_path)
     )

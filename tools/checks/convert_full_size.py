@@ -164,8 +164,9 @@ def main() -> None:
             checkpoints[options.budget] = convert(
                 teacher, options, scale, out, '--budget', options.budget
             )
-        except subprocess.CalledProcessError:  # it has told why
-            pass
+        except subprocess.CalledProcessError as error:
+            if error.returncode != 2:  # the status of a sentence that tells why
+                raise
     checkpoint = checkpoints['converted']
     converted = checkpoint.with_suffix('.py')
     train_a_step(Config.fromfile(converted), checkpoint, options.folder)
