@@ -88,6 +88,7 @@ def projected_attention(
     return local_attention(*maps, rel_row, rel_col, **options)
 
 
+@wrap_torch_function(lambda x, *_, **__: (x,))
 def check_map(x: Tensor, in_channels: int, dtype: Optional[torch.dtype] = None) -> None:
     """Raise a ValueError if x is not (B, in_channels, H, W), a TypeError if it is not of the weights' type."""
     if x.dim() != 4 or x.shape[1] != in_channels:

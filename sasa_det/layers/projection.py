@@ -60,7 +60,7 @@ class ConstantProjection(nn.Module):
         # A view of a parameter says that it requires a gradient even where none is recorded. torch's counter of
         # FLOPs then looks for what would compute it.
         bias = self.bias if torch.is_grad_enabled() else self.bias.detach()
-        return bias.expand(*x.shape[:-1], -1)
+        return bias.expand(x.shape[:-1] + bias.shape)
 
 
 def is_plain(projection: nn.Module) -> bool:

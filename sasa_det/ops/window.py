@@ -63,7 +63,9 @@ def output_format(like: Tensor) -> torch.memory_format:
     denies it. A map of one pixel counts as contiguous: in torch 2.2 the backward of group_norm refuses
     another format.
     """
-    if like.is_contiguous() or like.stride(1) != 1 or like.shape[2:].numel() == 1:
+    # Their product would make numbers of sizes that an export leaves open.
+    height, width = like.shape[2:]
+    if like.is_contiguous() or like.stride(1) != 1 or (height == 1 and width == 1):
         return torch.contiguous_format
     return torch.channels_last
 

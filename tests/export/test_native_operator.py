@@ -208,6 +208,22 @@ def test_an_attention_with_a_stride_is_one_node(tmp_path):
         assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize('op', ['native', 'standard'])
+@pytest.mark.parametrize('options', [dict(logits='qr'), dict(border='mask')], ids=str)
+def test_a_constant_query_leaves_the_size_open(tmp_path, op, options):
+    torch.manual_seed(0)
+    layer = LocalSelfAttention2d(3, 8, kernel_size=3, num_heads=2, constant_query=True, **options)
+    model = translate(export_program(layer.eval()), ['images'], ['output'], 18, op)
+    onnx.save(model, tmp_path / 'layer.onnx')
+    session = open_session(tmp_path / 'layer.onnx', threads=1)
+    for size in (EXAMPLE, (1, 3, 19, 43)):
+        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, dict(images=x.numpy()))
+        with torch.no_grad():
+            expected = layer(x)
+        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
+
+
 class Layers(nn.Module):
     """Layers with every kind of projection that the export meets."""
 

@@ -511,6 +511,7 @@ def test_refuses_maps_of_another_type_than_the_weights(dtype, grad):
         dict(stride=2, out_proj=True, bias=True),
         dict(position='absolute'),
         dict(logits='qr', dilation=2),
+        dict(logits='qr', constant_query=True),
     ],
     ids=str,
 )
