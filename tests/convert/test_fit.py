@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sasa_det.convert.conversion import convert
 from sasa_det.convert.fit import StaticAttention, fit_static_attention
 from sasa_det.convert.layers import choose_layers, write_static_attention
 from sasa_det.convert.moments import NINE, Moments
@@ -195,6 +196,20 @@ def test_what_stays_a_convolution_is_told_why():
     only = choose_layers(model, layers=['pl*'])
     assert [name for name, choice in only.items() if choice.attn_cfg] == ['plain']
     assert only['predictor'].reason == 'it was not asked for'
+
+
+@pytest.mark.parametrize('heads, expansion', [(1, 2), (2, 4), (8, 12), (4, 2)])
+def test_no_channel_of_an_expansion_is_idle(heads, expansion):
+    """Values and output weights that are both zero would have no gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1))
+    (layer,) = convert(
+        model, smooth(8, 16, (12, 16)), num_heads=heads, static=True, expansion=expansion
+    ).model
+    assert layer.hidden_channels == min(32 * expansion, 16 * min(heads, 9))
+    assert (
+        layer.value.weight.abs().sum(1).min() > 0 and layer.out_proj.weight.abs().sum(0).min() > 0
+    )
 
 
 @pytest.mark.parametrize('channels, heads', [(32, 4), (48, 6), (24, 6), (10, 5)])
