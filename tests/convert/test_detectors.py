@@ -563,7 +563,7 @@ def test_fine_tunes_the_converted_detector(teacher, labelled, tmp_path, capsys):
     report = out / 'report.json'
     report.write_text(report.read_text().replace('"settings": "', '"settings": "0'))
     settings = Settings(
-        labelled, str(teacher[1]), [], None, 64, 200, ['neck'], 8, 5, None, 0, 'cpu'
+        labelled, str(teacher[1]), [], None, 64, 200, ['neck'], 8, 5, False, 1, None, 0, 'cpu'
     )
     with pytest.raises(
         ValueError, match='own_converted.pth, which was converted with other settings'
