@@ -173,6 +173,19 @@ def test_a_node_refuses_queries_that_a_stride_does_not_leave(query, message):
         node.run(None, inputs)
 
 
+def check_two_sizes(model, layers, path, size):
+    """Run a written model at the size that it was traced with and at another one, beside the layers."""
+    onnx.save(model, path)
+    session = open_session(path, threads=1)
+    for each in (EXAMPLE, size):
+        x = torch.randn(each, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, dict(images=x.numpy()))
+        with torch.no_grad():
+            expected = layers(x)
+        assert found.shape == tuple(expected.shape)
+        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
+
+
 class Strided(nn.Module):
     """Layers whose queries are at the pixels that a stride leaves."""
 
@@ -198,14 +211,7 @@ def test_an_attention_with_a_stride_is_one_node(tmp_path):
     nodes = [node for node in model.graph.node if node.op_type == 'LocalAttention']
     strides = [[each.i for each in node.attribute if each.name == 'stride'] for node in nodes]
     assert strides == [[2], [3], [2]] and all(len(node.input) == 4 for node in nodes)
-    onnx.save(model, tmp_path / 'layers.onnx')
-    session = open_session(tmp_path / 'layers.onnx', threads=1)
-    for size in (EXAMPLE, (1, 3, 19, 43)):
-        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
-        (found,) = session.run(None, dict(images=x.numpy()))
-        with torch.no_grad():
-            expected = layers(x)
-        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
+    check_two_sizes(model, layers, tmp_path / 'layers.onnx', (1, 3, 19, 43))
 
 
 @pytest.mark.parametrize('op', ['native', 'standard'])
@@ -214,14 +220,7 @@ def test_a_constant_query_leaves_the_size_open(tmp_path, op, options):
     torch.manual_seed(0)
     layer = LocalSelfAttention2d(3, 8, kernel_size=3, num_heads=2, constant_query=True, **options)
     model = translate(export_program(layer.eval()), ['images'], ['output'], 18, op)
-    onnx.save(model, tmp_path / 'layer.onnx')
-    session = open_session(tmp_path / 'layer.onnx', threads=1)
-    for size in (EXAMPLE, (1, 3, 19, 43)):
-        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
-        (found,) = session.run(None, dict(images=x.numpy()))
-        with torch.no_grad():
-            expected = layer(x)
-        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
+    check_two_sizes(model, layer, tmp_path / 'layer.onnx', (1, 3, 19, 43))
 
 
 class Layers(nn.Module):
@@ -251,15 +250,7 @@ def test_each_attention_is_one_node_behind_one_convolution(tmp_path):
     # Of the hooked layer, maps are concatenated.
     assert kinds[-2:] == ['Concat', 'LocalAttention']
     assert kinds.count('LocalAttention') == 3 and not {'Split', 'Expand'} & set(kinds)
-    onnx.save(model, tmp_path / 'layers.onnx')
-    session = open_session(tmp_path / 'layers.onnx', threads=1)
-    for size in (EXAMPLE, (1, 3, 9, 23)):
-        x = torch.randn(size, generator=torch.Generator().manual_seed(1))
-        (found,) = session.run(None, dict(images=x.numpy()))
-        with torch.no_grad():
-            expected = layers(x)
-        assert found.shape == tuple(expected.shape)
-        assert np.abs(found - expected.numpy()).max() < 1e-5 * expected.abs().max()
+    check_two_sizes(model, layers, tmp_path / 'layers.onnx', (1, 3, 9, 23))
 
 
 @pytest.fixture(scope='module')
