@@ -63,8 +63,8 @@ def convert(
         num_heads: Heads of each attention.
         kernel_size: Window size in pixels of each attention, odd, at least 3.
         layers: Names of convolutions, or patterns such as ``backbone.*``.
-        static: Give each attention the same weights at every pixel, so that it needs no queries and keys.
-        expansion: See :func:`sasa_det.convert.layers.choose_layers`.
+        static: See :func:`sasa_det.convert.layers.choose_layers`.
+        expansion: The same.
         stages: What runs the model, one after the other. A stage is run again while layers that it calls
             several times are fitted.
         seed: Of the pixels that layers are fitted to.

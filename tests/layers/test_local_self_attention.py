@@ -99,12 +99,10 @@ def test_hidden_channels(options):
     parts = [each for each in (layer.query, layer.key, layer.value) if each is not None]
     assert {each.weight.shape for each in parts} == {(40, 16)}
     assert layer.out_proj.weight.shape == (24, 40)
+    x = X + sinusoidal_positions(X) if layer.position == 'absolute' else X
     maps = [
-        None if each is None else conv(X, each) for each in (layer.query, layer.key, layer.value)
+        None if each is None else conv(x, each) for each in (layer.query, layer.key, layer.value)
     ]
-    if options.get('position') == 'absolute':
-        shifted = X + sinusoidal_positions(X)
-        maps = [conv(shifted, each) for each in parts]
     attended = local_attention(
         *maps, layer.rel_row, layer.rel_col, kernel_size=3, num_heads=4, backend='reference'
     )
